@@ -1,0 +1,65 @@
+# Every target works as the first command after a clone: each sets up what it needs.
+
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# One thread for each worker: two workers with a thread pool each only get in
+# each other's way.
+test proof: export OMP_NUM_THREADS = 1
+
+.PHONY: help book test notebooks export check bench proof clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make book       build the book into _build/html"
+	@echo "make test       run all checks, the notebooks included"
+	@echo "make notebooks  run every notebook from top to bottom and export the package"
+	@echo "make export     write mllama_lite/ from the notebooks as they are"
+	@echo "make check      compare mllama_lite/ with the notebooks"
+	@echo "make bench      time mllama_lite beside the reference"
+	@echo "make proof      write the page 'What is proven' from the tests"
+	@echo "make clean      remove what was built (.venv stays)"
+
+# Done once, and again when the pins change.
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -r requirements.txt
+	$(BIN)/python -m pip install -q -e . --no-deps
+	@touch $@
+
+.venv: $(STAMP)
+
+book: $(STAMP)
+	$(BIN)/python tools/notebooks.py --check
+	$(BIN)/jupyter-book build . -W -n --keep-going
+	@echo "The book is built. Open $(CURDIR)/_build/html/index.html"
+
+# Two runs, because nbval needs options of its own; --dist loadfile keeps the
+# cells of one notebook in one kernel.
+test: $(STAMP)
+	$(BIN)/python -m pytest tests -q -n $(WORKERS)
+	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
+	  notebooks/ -q -n $(WORKERS) --dist loadfile
+
+notebooks: $(STAMP)
+	$(BIN)/python tools/notebooks.py --run
+
+export: $(STAMP)
+	$(BIN)/python tools/notebooks.py --export
+
+check: $(STAMP)
+	$(BIN)/python tools/notebooks.py --check
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/compare.py
+
+proof: $(STAMP)
+	$(BIN)/python -m pytest tests -q --write-proof
+
+clean:
+	rm -rf _build build dist *.egg-info .pytest_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
