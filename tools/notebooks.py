@@ -200,6 +200,7 @@ def run(path: Path, root: Path) -> list[str]:
     notebook.metadata.pop("widgets", None)
     client = NotebookClient(
         notebook, timeout=600, kernel_name="python3", record_timing=False,
+        extra_arguments=["--IPKernelApp.log_level=40"],
         coalesce_streams=True, resources={"metadata": {"path": str(path.parent)}})
     try:
         client.execute()

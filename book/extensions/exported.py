@@ -6,11 +6,18 @@ A cell that opens with `#| export` loses its marker lines on the page and gains 
 The alternative text of a cell (`mystnb.image.alt`) reaches only images in MyST-NB. Here it
 also names the group of outputs that hold an animation, a widget or inline SVG.
 
+Pages ask no other host for anything: the link to a CDN that Matplotlib writes into an
+animation is dropped; the theme brings the same icons.
+
 sphinx-thebe, which Jupyter Book always loads, puts a script on every page that raises an
 error where the page has no launch button; this book has none, so the script is taken off.
 """
 
+import re
+
 from docutils import nodes
+
+OUTSIDE_LINK = re.compile(r"<link\b[^>]*href=[\"']?https?://[^>]*>\s*")
 
 
 def split_markers(source):
@@ -26,6 +33,10 @@ def label_exported_cells(app, doctree):
     for cell in list(doctree.findall(nodes.container)):
         if cell.get("nb_element") != "cell_code":
             continue
+        for raw in list(cell.findall(nodes.raw)):
+            if OUTSIDE_LINK.search(raw.astext()):
+                html = OUTSIDE_LINK.sub("", raw.astext())
+                raw.replace_self(nodes.raw("", html, **raw.non_default_attributes()))
         name_group(cell)
         block = next(iter(cell.findall(nodes.literal_block)), None)
         if block is None or not block.astext().startswith("#|"):
