@@ -36,6 +36,7 @@ $(STAMP): requirements.txt pyproject.toml
 book: $(STAMP)
 	$(BIN)/python tools/notebooks.py --check
 	$(BIN)/jupyter-book build . -W -n --keep-going
+	$(BIN)/python tools/pages.py _build/html
 	@echo "The book is built. Open $(CURDIR)/_build/html/index.html"
 
 # Two runs, because nbval needs options of its own; --dist loadfile keeps the

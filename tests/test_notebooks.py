@@ -1,0 +1,246 @@
+"""The notebooks are whole, and the package is what they export; the exporter notices if not.
+
+That the outputs are true is checked by nbval: `make test` runs it on notebooks/.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+spec = importlib.util.spec_from_file_location("exporter", ROOT / "tools" / "notebooks.py")
+exporter = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(exporter)
+
+NOTEBOOKS = exporter.notebook_paths(ROOT)
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+# The notebooks of the book.
+
+@each_notebook
+def test_outputs_are_those_of_one_whole_run_of_the_code(path):
+    problems = exporter.run_problems(exporter.read(path))
+    assert not problems, "\n".join([path.name, *problems])
+
+
+@each_notebook
+def test_no_warnings_and_no_picture_without_alternative_text(path):
+    problems = exporter.page_problems(exporter.read(path))
+    assert not problems, "\n".join([path.name, *problems])
+
+
+def test_every_module_is_what_its_notebook_exports():
+    problems = exporter.module_problems(ROOT)
+    assert not problems, "\n".join(problems)
+
+
+def test_every_notebook_is_in_the_book():
+    toc = (ROOT / "_toc.yml").read_text()
+    assert [p.stem for p in NOTEBOOKS if f"notebooks/{p.stem}\n" not in toc] == []
+
+
+# The exporter itself, on a small book of one notebook.
+
+HEADER = '#| export\n"""Rope, from `02_rope.ipynb`."""\n\nimport math'
+FUNCTION = "#| export\ndef half(x):\n    return x / 2"
+MODULE = '''"""Rope, from `02_rope.ipynb`."""
+
+import math
+
+
+def half(x):
+    return x / 2
+'''
+
+
+def code(source, **metadata):
+    return nbformat.v4.new_code_cell(source, metadata=metadata)
+
+
+def write(root, cells, name="02_rope"):
+    (root / "notebooks").mkdir(exist_ok=True)
+    (root / "mllama_lite").mkdir(exist_ok=True)
+    path = root / "notebooks" / f"{name}.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+def edit(path, change):
+    notebook = exporter.read(path)
+    change(notebook)
+    nbformat.write(notebook, path)
+
+
+def pretend_run(path, outputs=None):
+    """Store what a run would, without starting a kernel."""
+    def change(notebook):
+        for count, cell in enumerate(exporter.code_cells(notebook), 1):
+            cell.execution_count = count
+            cell.outputs = (outputs or {}).get(count, [])
+        notebook.metadata["mllama_lite"] = {"source_sha256": exporter.source_hash(notebook)}
+    edit(path, change)
+
+
+@pytest.fixture
+def book(tmp_path):
+    path = write(tmp_path, [code("#| default_exp rope"), code(HEADER), code(FUNCTION),
+                            code("half(3)")])
+    pretend_run(path)
+    assert exporter.main(["--export"], root=tmp_path) == 0
+    assert exporter.main(["--check"], root=tmp_path) == 0
+    return path
+
+
+def checked(path, capsys):
+    """The exit code and the words of --check on the book that a notebook is in."""
+    return exporter.main(["--check"], root=path.parent.parent), capsys.readouterr().err
+
+
+def module(path, name="rope"):
+    return path.parent.parent / "mllama_lite" / f"{name}.py"
+
+
+def test_a_module_reads_as_if_written_by_hand(book):
+    assert module(book).read_text() == MODULE
+
+
+def test_a_cell_can_go_to_another_module(tmp_path):
+    path = write(tmp_path, [
+        code("#| default_exp rope\n" + HEADER), code(FUNCTION),
+        code('#| export errors\n"""Errors, from `02_rope.ipynb`."""')])
+    pretend_run(path)
+    assert exporter.main([], root=tmp_path) == 0
+    assert module(path).read_text() == MODULE
+    assert module(path, "errors").read_text() == '"""Errors, from `02_rope.ipynb`."""\n'
+
+
+def test_check_shows_how_a_module_differs(book, capsys):
+    module(book).write_text(MODULE.replace("x / 2", "x / 3"))
+    status, words = checked(book, capsys)
+    assert status == 1 and "-    return x / 3\n+    return x / 2" in words
+
+
+def test_check_finds_a_module_without_a_notebook(book, capsys):
+    module(book, "stray").write_text("")
+    status, words = checked(book, capsys)
+    assert status == 1 and "stray.py has no notebook" in words
+
+
+@pytest.mark.parametrize("name", ["__init__", "__main__", "cli"])
+def test_modules_by_hand_need_no_notebook(book, name, capsys):
+    module(book, name).write_text("")
+    assert checked(book, capsys) == (0, "")
+
+
+def test_check_wants_the_notebook_named_in_the_docstring(tmp_path, capsys):
+    path = write(tmp_path, [code('#| default_exp rope\n#| export\n"""Rope."""')])
+    pretend_run(path)
+    exporter.main([], root=tmp_path)
+    status, words = checked(path, capsys)
+    assert status == 1 and "doesn't name 02_rope.ipynb" in words
+
+
+@pytest.mark.parametrize("counts", [[1, 2, 3, None], [1, 2, 3, 5], [1, 3, 2, 4], [2, 3, 4, 5]])
+def test_a_notebook_not_run_whole_fails_and_is_not_exported(book, counts, capsys):
+    def change(notebook):
+        for cell, count in zip(exporter.code_cells(notebook), counts):
+            cell.execution_count = count
+    edit(book, change)
+    status, words = checked(book, capsys)
+    assert status == 1 and "was not run whole" in words
+    module(book).unlink()
+    assert exporter.main(["--export"], root=book.parent.parent) == 1
+    assert not module(book).exists()
+
+
+def test_code_edited_after_the_run_fails_and_is_not_exported(book, capsys):
+    edit(book, lambda notebook: notebook.cells[2].update(source=FUNCTION.replace("2", "4")))
+    status, words = checked(book, capsys)
+    assert status == 1 and "edited after the last whole run" in words
+    assert exporter.main(["--export"], root=book.parent.parent) == 1
+    assert module(book).read_text() == MODULE
+
+
+def test_prose_may_be_edited_after_the_run(book, capsys):
+    edit(book, lambda n: n.cells.append(nbformat.v4.new_markdown_cell("A better sentence.")))
+    assert checked(book, capsys) == (0, "")
+
+
+def test_check_finds_stderr(book, capsys):
+    stderr = nbformat.v4.new_output("stream", name="stderr", text="FutureWarning: ...")
+    pretend_run(book, {4: [stderr]})
+    status, words = checked(book, capsys)
+    assert status == 1 and "cell 4 wrote to stderr" in words
+
+
+ERROR = nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=[])
+
+
+@pytest.mark.parametrize("outputs, tags, message", [
+    ([ERROR], [], "shows an error without the tag"),
+    ([], ["raises-exception"], "raised nothing"),
+    ([ERROR], ["raises-exception"], ""),
+])
+def test_an_error_is_shown_if_and_only_if_its_cell_is_tagged(book, outputs, tags, message, capsys):
+    edit(book, lambda notebook: notebook.cells[3].metadata.update(tags=tags))
+    pretend_run(book, {4: outputs})
+    status, words = checked(book, capsys)
+    assert status == (1 if message else 0) and message in words
+
+
+@pytest.mark.parametrize("data", [
+    {"image/png": "iVBORw0KGgo="},
+    {"image/svg+xml": "<svg/>"},
+    {"text/html": "<div class='animation'><img id='frame'></div>"},
+    {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}},
+], ids=lambda data: next(iter(data)))
+def test_every_picture_needs_alternative_text(book, data, capsys):
+    picture = nbformat.v4.new_output("display_data", data=data)
+    pretend_run(book, {4: [picture]})
+    status, words = checked(book, capsys)
+    assert status == 1 and "cell 4 shows a picture without alternative text" in words
+    alt = {"image": {"alt": "A circle in two halves"}}
+    edit(book, lambda notebook: notebook.cells[3].metadata.update(mystnb=alt))
+    assert checked(book, capsys) == (0, "")
+
+
+@pytest.mark.parametrize("source, message", [
+    ("#| exports\nx = 1", "unknown marker"),
+    ("x = 1\n#| export", "a marker must open its cell"),
+])
+def test_a_marker_that_can_not_be_followed_is_an_error(book, source, message, capsys):
+    edit(book, lambda notebook: notebook.cells.append(code(source)))
+    status, words = checked(book, capsys)
+    assert status == 1 and message in words
+
+
+# Runs, which start a kernel.
+
+def test_run_stores_outputs_and_exports(tmp_path, capsys):
+    path = write(tmp_path, [
+        code("#| default_exp rope"), code(HEADER), code(FUNCTION), code("half(3)"),
+        code("half('three')", tags=["raises-exception"])])
+    assert exporter.main(["--run", "02_rope"], root=tmp_path) == 0
+    assert module(path).read_text() == MODULE
+    assert checked(path, capsys) == (0, "")
+    notebook = exporter.read(path)
+    assert notebook.cells[3].outputs[0].data["text/plain"] == "1.5"
+    assert "version" not in notebook.metadata.language_info
+    assert "execution" not in notebook.cells[3].metadata
+
+
+@pytest.mark.parametrize("last, message", [
+    (code("half('three')"), "TypeError"),
+    (code("half(3)", tags=["raises-exception"]), "raised nothing"),
+], ids=["a cell fails", "a cell tagged to fail passes"])
+def test_a_failed_run_writes_nothing(tmp_path, last, message, capsys):
+    path = write(tmp_path, [code("#| default_exp rope"), code(HEADER), code(FUNCTION), last])
+    before = path.read_bytes()
+    assert exporter.main(["--run"], root=tmp_path) == 1
+    words = capsys.readouterr().err
+    assert message in words and "nothing was written" in words
+    assert path.read_bytes() == before and not module(path).exists()
