@@ -1,0 +1,230 @@
+"""The text decoder: embedding, self-attention layers, head. A whole Llama 3 by itself.
+
+Built in chapter 4, notebooks/04_decoder.ipynb. Module and parameter names are those of
+the hub's `LlamaForCausalLM`, so that a state dict fits without renaming.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .attention import KVCache, SelfAttention, causal_mask
+from .rope import RopeScaling, rope_cos_sin, rope_frequencies
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Sizes of a text decoder; the defaults are the 11B's, names are `config.json`'s.
+
+    `num_hidden_layers` counts self- and cross-attention layers together;
+    `cross_attention_layers` says which ones are cross-attention. `num_extra_embeddings`
+    rows follow the vocabulary in the embedding (8 with images: the first is the image
+    token) and have no counterpart in the head.
+    """
+
+    vocab_size: int = 128256
+    hidden_size: int = 4096
+    intermediate_size: int = 14336
+    num_hidden_layers: int = 40
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 8
+    head_dim: int = 128
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 500000.0
+    rope_scaling: RopeScaling | None = RopeScaling()
+    max_position_embeddings: int = 131072
+    tie_word_embeddings: bool = False
+    cross_attention_layers: tuple[int, ...] = (3, 8, 13, 18, 23, 28, 33, 38)
+    num_extra_embeddings: int = 8
+
+    @property
+    def self_attention_layers(self):
+        """Indices of the layers that are not cross-attention."""
+        every = range(self.num_hidden_layers)
+        return tuple(i for i in every if i not in self.cross_attention_layers)
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root of the mean square, then scale: the square root is in fp32.
+
+    The order of casts matters in bf16: normalise in fp32, round to the input's dtype,
+    and only then multiply by the weight.
+
+    Args:
+        size: length of the last dimension.
+        eps: added to the mean square.
+
+    Source: Zhang & Sennrich 2019; llama_models/llama3/model.py, `RMSNorm`.
+    """
+
+    def __init__(self, size, eps):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x):
+        """[..., D] to [..., D], same dtype."""
+        return F.rms_norm(x, x.shape[-1:], eps=self.eps) * self.weight
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) · up(x)).
+
+    Args:
+        hidden_size: D.
+        intermediate_size: F.
+
+    Source: Shazeer 2020; llama_models/llama3/multimodal/model.py, `FeedForward`.
+    """
+
+    def __init__(self, hidden_size, intermediate_size):
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, x):
+        """[..., D] to [..., D]."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """Norm, self-attention, residual; norm, MLP, residual.
+
+    Args:
+        config: TextConfig.
+        layer: index of the layer.
+    """
+
+    def __init__(self, config, layer):
+        super().__init__()
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = RMSNorm(size, eps)
+        self.self_attn = SelfAttention(
+            size, config.num_attention_heads, config.num_key_value_heads, config.head_dim, layer
+        )
+        self.post_attention_layernorm = RMSNorm(size, eps)
+        self.mlp = MLP(size, config.intermediate_size)
+
+    def forward(self, hidden, cos, sin, cache=None, positions=None, mask=None):
+        """[B, T, D] to [B, T, D]; arguments as `SelfAttention.forward`."""
+        normed = self.input_layernorm(hidden)
+        hidden = hidden + self.self_attn(normed, cos, sin, cache, positions, mask)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
+class TextModel(nn.Module):
+    """Embedding, layers, final norm: token ids to hidden states.
+
+    Args:
+        config: TextConfig.
+        cross_layer: called with (config, index) for every index in
+            `config.cross_attention_layers`; chapter 8 builds such a layer. A text-only
+            model has no such index and needs none.
+    """
+
+    def __init__(self, config, cross_layer=None):
+        super().__init__()
+        self.config = config
+        rows = config.vocab_size + config.num_extra_embeddings
+        self.embed_tokens = nn.Embedding(rows, config.hidden_size)
+        self.layers = nn.ModuleList(
+            (cross_layer if i in config.cross_attention_layers else DecoderLayer)(config, i)
+            for i in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self._frequencies = {}  # by device; not a buffer, so that no cast can round it
+
+    def forward(self, tokens, cache=None, positions=None, mask=None, vision=None):
+        """Hidden states of every token.
+
+        Args:
+            tokens: int [B, T].
+            cache: KVCache that holds the earlier tokens, or None if there are none. Its
+                length grows by T.
+            positions: int [B, T]; None if every row continues where the cache ends.
+            mask: bool [B or 1, 1, T, S], True where a token attends; None for causal.
+            vision: what the cross-attention layers look at (chapter 8); None skips
+                these layers.
+
+        Returns:
+            [B, T, D], after the final norm.
+        """
+        start = 0 if cache is None else cache.length
+        length = tokens.shape[1]
+        if mask is None and start > 0 and length > 1:
+            mask = causal_mask(length, start + length, tokens.device)[None, None]
+        here = positions
+        if here is None:
+            here = torch.arange(start, start + length, device=tokens.device)[None]
+        cos, sin = rope_cos_sin(self.frequencies(tokens.device), here[:, None])  # [B or 1, 1, T, E/2]
+        hidden = self.embed_tokens(tokens)  # [B, T, D]
+        for i, layer in enumerate(self.layers):
+            if i not in self.config.cross_attention_layers:
+                hidden = layer(hidden, cos, sin, cache, positions, mask)
+            elif vision is not None:
+                hidden = layer(hidden, vision)
+        if cache is not None:
+            cache.length += length
+        return self.norm(hidden)
+
+    def frequencies(self, device):
+        """RoPE's frequencies, fp32 [E/2], kept per device."""
+        if device not in self._frequencies:
+            config = self.config
+            table = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+            self._frequencies[device] = table.to(device)
+        return self._frequencies[device]
+
+
+class LanguageModel(nn.Module):
+    """A text model with a head: token ids to logits. Without images, a Llama 3.
+
+    Args:
+        config: TextConfig; `tie_word_embeddings` makes the head the embedding itself.
+        cross_layer: see `TextModel`.
+    """
+
+    def __init__(self, config, cross_layer=None):
+        super().__init__()
+        self.config = config
+        self.model = TextModel(config, cross_layer)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.tie_weights()
+
+    def tie_weights(self):
+        """Make head and embedding one parameter again, if they are to be."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, tokens, cache=None, positions=None, mask=None, vision=None, only=None):
+        """Logits of the next token.
+
+        Args:
+            tokens, cache, positions, mask, vision: see `TextModel.forward`.
+            only: int [B], for each row the one token whose logits are wanted; None for
+                all. The head of the 11B costs as much as two layers.
+
+        Returns:
+            fp32 [B, T, W], or [B, 1, W] with `only`.
+        """
+        hidden = self.model(tokens, cache, positions, mask, vision)
+        if only is not None:
+            rows = torch.arange(len(hidden), device=hidden.device)
+            hidden = hidden[rows, only][:, None]  # [B, 1, D]
+        return self.lm_head(hidden).float()
+
+    def new_cache(self, batch, capacity):
+        """An empty KVCache for this model: `batch` rows of up to `capacity` tokens."""
+        config, weight = self.config, self.model.embed_tokens.weight
+        return KVCache(
+            config.self_attention_layers,
+            batch,
+            config.num_key_value_heads,
+            capacity,
+            config.head_dim,
+            weight.dtype,
+            weight.device,
+        )

@@ -1,0 +1,448 @@
+"""Text to token ids and back: byte-level BPE, Llama 3's tokenizer, the chat format.
+
+Built in chapter 1, notebooks/01_tokenizer.ipynb. Splitting and merging are done by
+tiktoken, as in Meta's code; `train_bpe` and `bpe_merge` are the same idea in plain
+Python.
+"""
+
+import base64
+import binascii
+import codecs
+import json
+from collections import Counter
+from itertools import groupby
+from pathlib import Path
+
+import tiktoken
+
+from .errors import InputError
+
+
+def bpe_merge(word, ranks):
+    """Split one word into tokens by merging neighbours, lowest rank first.
+
+    Args:
+        word: bytes of one word (a piece that the split pattern cut out).
+        ranks: dict from a token's bytes to its rank; a lower rank was learned earlier.
+
+    Returns:
+        list of token ids (the ranks), in order.
+
+    Raises:
+        KeyError: a single byte of the word is missing from `ranks`.
+
+    Source: Sennrich et al. 2016, on bytes as in Radford et al. 2019.
+    """
+    parts = [word[i : i + 1] for i in range(len(word))]
+    while len(parts) > 1:
+        candidates = [ranks.get(a + b) for a, b in zip(parts, parts[1:])]
+        known = [rank for rank in candidates if rank is not None]
+        if not known:
+            break
+        i = candidates.index(min(known))
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return [ranks[part] for part in parts]
+
+
+def train_bpe(words, num_merges):
+    """Learn a byte-level BPE vocabulary: the 256 bytes, then the most frequent pairs.
+
+    Args:
+        words: iterable of bytes, the words of a text, cut by the split pattern.
+        num_merges: how many merges to learn at most.
+
+    Returns:
+        dict from a token's bytes to its rank; ranks 0 to 255 are the single bytes.
+        Training ends early when no pair occurs twice.
+
+    Source: Sennrich et al. 2016; ties go to the pair that compares smallest.
+    """
+    ranks = {bytes([i]): i for i in range(256)}
+    counts = Counter(words)
+    parts = {word: [word[i : i + 1] for i in range(len(word))] for word in counts}
+    for _ in range(num_merges):
+        pairs = Counter()
+        for word, count in counts.items():
+            for pair in zip(parts[word], parts[word][1:]):
+                pairs[pair] += count
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        if pairs[best] < 2:
+            break
+        merged = best[0] + best[1]
+        # Two different pairs can spell the same token; it keeps its first rank.
+        ranks.setdefault(merged, len(ranks))
+        for word, symbols in parts.items():
+            i = 0
+            while i + 1 < len(symbols):
+                if (symbols[i], symbols[i + 1]) == best:
+                    symbols[i : i + 2] = [merged]
+                i += 1
+    return ranks
+
+
+# The split pattern of Llama 3: contractions, letters, one to three digits, punctuation,
+# line breaks, spaces. Source: llama_models/llama3/tokenizer.py, `pat_str`.
+SPLIT_PATTERN = "|".join(
+    [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
+
+NAMED_SPECIAL_TOKENS = [
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|reserved_special_token_0|>",
+    "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>",
+    "<|step_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|python_tag|>",
+    "<|image|>",
+]
+NUM_SPECIAL_TOKENS = 256
+
+
+def special_tokens(num_base_tokens):
+    """Names and ids of the 256 special tokens that follow the merged ones.
+
+    Args:
+        num_base_tokens: size of the vocabulary without special tokens (128,000).
+
+    Returns:
+        dict from name to id. Unnamed places are `<|reserved_special_token_N|>`.
+
+    Source: llama_models/llama3/tokenizer.py, `Tokenizer.__init__`.
+    """
+    num_reserved = NUM_SPECIAL_TOKENS - len(NAMED_SPECIAL_TOKENS)
+    reserved = [f"<|reserved_special_token_{2 + i}|>" for i in range(num_reserved)]
+    names = NAMED_SPECIAL_TOKENS + reserved
+    return {name: num_base_tokens + i for i, name in enumerate(names)}
+
+
+def read_tokenizer_model(path):
+    """Read Meta's `tokenizer.model`: a line a token, base64 bytes, a space, the rank.
+
+    Args:
+        path: path of the file.
+
+    Returns:
+        dict from a token's bytes to its rank.
+
+    Raises:
+        InputError: the file is missing, or a line of it cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"No tokenizer file at {path}: expected Meta's tokenizer.model; "
+            "copy it there from the model's download."
+        )
+    ranks = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error):
+            raise InputError(
+                f"Line {number} of {path} is {line[:40]!r}: expected base64, a space "
+                "and a number; download the file again."
+            ) from None
+    _check_ranks(ranks, path)
+    return ranks
+
+
+def write_tokenizer_model(ranks, path):
+    """Write ranks (dict from bytes to rank) in the format of `read_tokenizer_model`."""
+    with open(path, "wb") as file:
+        for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+            file.write(base64.b64encode(token) + b" %d\n" % rank)
+
+
+def read_tokenizer_json(path):
+    """Read the ranks out of the hub's `tokenizer.json`.
+
+    The hub writes the bytes of a token as printable characters (GPT-2's table), and
+    Llama 3's ids are the ranks, so the merge list isn't needed.
+
+    Args:
+        path: path of the file.
+
+    Returns:
+        dict from a token's bytes to its rank.
+
+    Raises:
+        InputError: the file is no byte-level BPE in the hub's format.
+    """
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        model = document["model"]
+        if model["type"] != "BPE":
+            raise KeyError(model["type"])
+        special = {token["id"] for token in document["added_tokens"]}
+        byte_of = _printable_bytes()
+        ranks = {
+            bytes(byte_of[character] for character in token): rank
+            for token, rank in model["vocab"].items()
+            if rank not in special
+        }
+    except (KeyError, TypeError, ValueError, OSError):
+        raise InputError(
+            f"{path} is not a byte-level BPE tokenizer: expected the hub's "
+            "tokenizer.json of a Llama 3 model; download the file again."
+        ) from None
+    _check_ranks(ranks, path)
+    return ranks
+
+
+def _printable_bytes():
+    """GPT-2's table from a printable character to the byte that it stands for."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(256 + i): byte for i, byte in enumerate(rest)}
+
+
+def _check_ranks(ranks, path):
+    """Every byte has a token, and the ranks count up from 0 without a gap."""
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing or sorted(ranks.values()) != list(range(len(ranks))):
+        what = f"no token for byte {missing[0]}" if missing else "a gap in its ranks"
+        raise InputError(
+            f"{path} has {what} among {len(ranks)} tokens: expected all 256 bytes and "
+            "ranks from 0 without a gap; download the file again."
+        )
+
+
+# Meta cuts very long texts before tiktoken sees them; the cuts can change the tokens.
+MAX_CHARACTERS = 400_000
+MAX_RUN = 25_000
+
+
+def split_long_text(text):
+    """Cut a text every 400,000 characters, and inside runs of 25,000 of one kind.
+
+    A run is consecutive whitespace, or consecutive characters that are none. tiktoken's
+    time grows with the square of a run's length.
+
+    Args:
+        text: any string.
+
+    Returns:
+        list of strings whose concatenation is the text.
+
+    Source: llama_models/llama3/tokenizer.py, `Tokenizer.encode`.
+    """
+    pieces = []
+    for begin in range(0, len(text), MAX_CHARACTERS):
+        block = text[begin : begin + MAX_CHARACTERS]
+        cuts, position = [0], 0
+        for _, run in groupby(block, str.isspace):
+            length = len(list(run))
+            cuts.extend(range(position + MAX_RUN, position + length, MAX_RUN))
+            position += length
+        cuts.append(len(block))
+        pieces.extend(block[a:b] for a, b in zip(cuts, cuts[1:]))
+    return pieces
+
+
+class Tokenizer:
+    """Llama 3's tokenizer: text to token ids and back.
+
+    Args:
+        ranks: dict from a token's bytes to its rank, all 256 single bytes among them.
+
+    Attributes:
+        special: dict from the name of a special token to its id.
+        vocab_size: number of ids that the model's head can predict (128,256).
+        image_id: the id that the *model* has for an image, `vocab_size` (128,256): the
+            first of the embedding's extra rows. The tokenizer's own id of `<|image|>`
+            is 128,011, and no model ever sees it.
+        bos_id, pad_id: begin of text, padding.
+        stop_ids: frozenset of the ids that end an answer.
+
+    Source: llama_models/llama3/tokenizer.py and chat_format.py.
+    """
+
+    def __init__(self, ranks):
+        self.special = special_tokens(len(ranks))
+        self.vocab_size = len(ranks) + NUM_SPECIAL_TOKENS
+        self.image_id = self.vocab_size
+        self.bos_id = self.special["<|begin_of_text|>"]
+        self.pad_id = self.special["<|finetune_right_pad_id|>"]
+        ends = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+        self.stop_ids = frozenset(self.special[name] for name in ends)
+        self._encoding = tiktoken.Encoding(
+            name="llama3",
+            pat_str=SPLIT_PATTERN,
+            mergeable_ranks=ranks,
+            special_tokens=self.special,
+        )
+        self._special_ids = frozenset(self.special.values()) | {self.image_id}
+
+    @classmethod
+    def from_file(cls, path):
+        """Read Meta's `tokenizer.model` or the hub's `tokenizer.json`.
+
+        Raises:
+            InputError: the file is missing or not of that format.
+        """
+        path = Path(path)
+        is_json = path.suffix == ".json"
+        return cls((read_tokenizer_json if is_json else read_tokenizer_model)(path))
+
+    def encode(self, text, bos=False, eos=False):
+        """Token ids of a text. The text never yields a special token.
+
+        Args:
+            text: any string; "<|eot_id|>" in it is read as seven ordinary tokens.
+            bos: put `<|begin_of_text|>` first.
+            eos: put `<|end_of_text|>` last.
+
+        Returns:
+            list of token ids.
+
+        Raises:
+            InputError: `text` is not a string.
+        """
+        if not isinstance(text, str):
+            raise InputError(
+                f"The text to encode is a {type(text).__name__}: expected a string; "
+                "pass images as items of a message's content."
+            )
+        ids = [self.bos_id] if bos else []
+        for piece in split_long_text(text):
+            ids += self._encoding.encode(piece, disallowed_special=())
+        return ids + [self.special["<|end_of_text|>"]] if eos else ids
+
+    def decode(self, ids, skip_special=False):
+        """Text of token ids; bytes that are no UTF-8 become U+FFFD.
+
+        Args:
+            ids: iterable of token ids, the model's image id included.
+            skip_special: leave special tokens out instead of writing their names.
+
+        Returns:
+            str.
+
+        Raises:
+            InputError: an id is outside the vocabulary.
+        """
+        pieces = (self.token_bytes(i) for i in ids if not (skip_special and self.is_special(i)))
+        return b"".join(pieces).decode("utf-8", errors="replace")
+
+    def token_bytes(self, id):
+        """The bytes that one token id stands for.
+
+        Raises:
+            InputError: the id is outside the vocabulary.
+        """
+        if id == self.image_id:
+            return b"<|image|>"
+        if not 0 <= id < self.vocab_size:
+            raise InputError(
+                f"Token id {id} is not in the vocabulary: expected 0 to "
+                f"{self.vocab_size}; check which tokenizer made it."
+            )
+        return self._encoding.decode_single_token_bytes(id)
+
+    def is_special(self, id):
+        """Whether a token id is one of the special tokens or the model's image token."""
+        return id in self._special_ids
+
+    def stream(self, ids):
+        """Text of token ids as they come, special tokens left out.
+
+        A character can be spread over several tokens: its bytes are held back until it
+        is complete, so that no piece ever holds half a character.
+
+        Args:
+            ids: iterable of token ids; may be a generator that is still running.
+
+        Yields:
+            str, never empty. All pieces joined equal `decode(ids, skip_special=True)`.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for id in ids:
+            if not self.is_special(id):
+                if piece := decoder.decode(self.token_bytes(id)):
+                    yield piece
+        if rest := decoder.decode(b"", final=True):
+            yield rest
+
+    def encode_message(self, role, content):
+        """One message of a conversation: header, content, end of turn.
+
+        Args:
+            role: "system", "user", "assistant" or "tool".
+            content: a string, or a list whose items are strings (text) and anything
+                else (an image, in whatever form the caller keeps it).
+
+        Returns:
+            (ids, images): token ids with `image_id` in the place of every image, and
+            the images in order.
+
+        Raises:
+            InputError: an unknown role.
+
+        Source: llama_models/llama3/chat_format.py, `ChatFormat.encode_message`.
+        """
+        ids, images = self._header(role), []
+        for item in content if isinstance(content, list) else [content]:
+            if isinstance(item, str):
+                ids += self.encode(item)
+            else:
+                ids.append(self.image_id)
+                images.append(item)
+        return ids + [self.special["<|eot_id|>"]], images
+
+    def encode_chat(self, messages):
+        """A conversation up to the point where the assistant is to answer.
+
+        Args:
+            messages: list of {"role": ..., "content": ...}, see `encode_message`.
+
+        Returns:
+            (ids, images): token ids from `<|begin_of_text|>` to the header of the
+            answer, and all images in order.
+
+        Raises:
+            InputError: a message without role or content, or with an unknown role.
+        """
+        ids, images = [self.bos_id], []
+        for message in messages:
+            if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+                raise InputError(
+                    f"A message is {message!r}: expected a dict with the keys 'role' "
+                    "and 'content'; add the missing ones."
+                )
+            new_ids, new_images = self.encode_message(message["role"], message["content"])
+            ids += new_ids
+            images += new_images
+        return ids + self._header("assistant"), images
+
+    def _header(self, role):
+        roles = {"system": "system", "user": "user", "assistant": "assistant", "tool": "ipython"}
+        if role not in roles:
+            raise InputError(
+                f"A message has the role {role!r}: expected one of {', '.join(roles)}; "
+                "rename it."
+            )
+        return [
+            self.special["<|start_header_id|>"],
+            *self.encode(roles[role]),
+            self.special["<|end_header_id|>"],
+            *self.encode("\n\n"),
+        ]

@@ -1,0 +1,318 @@
+"""Meta's own code and transformers, run on a CPU as witnesses.
+
+For checking only: nothing in mllama_lite imports this. Meta's reference is the PyPI
+package llama-models; it is written for GPUs and model parallelism, so a little is
+arranged around it here, and nothing inside it is changed.
+"""
+
+import contextlib
+import random
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from mllama_lite.checkpoint import config_to_hub, meta_recipes, tile_table
+from mllama_lite.decoder import TextConfig
+from mllama_lite.local_vision import VisionConfig
+from mllama_lite.model import Mllama, MllamaConfig
+from mllama_lite.rope import RopeScaling
+
+
+def start_meta():
+    """Make Meta's code importable and its model parallelism a group of one.
+
+    torchvision's compiled operators may not match a CPU build of torch. Meta's code only
+    resizes images with it, which needs none of them, so they are declared if missing.
+    """
+    import torch.distributed as dist
+
+    for signature in ("nms(Tensor a, Tensor b, float c) -> Tensor", "roi_align() -> ()", "qnms() -> ()"):
+        with contextlib.suppress(RuntimeError):
+            library = torch.library.Library("torchvision", "FRAGMENT")
+            library.define(signature)
+            _declared.append(library)
+    import fairscale.nn.model_parallel.initialize as parallel
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        with contextlib.redirect_stdout(None):
+            parallel.initialize_model_parallel(1)
+
+
+_declared = []  # torch forgets the operators of a library that is garbage-collected
+
+
+def tokenizer_path():
+    """Meta's real tokenizer file, which the package llama-models carries."""
+    import llama_models.llama3
+
+    return Path(llama_models.llama3.__file__).with_name("tokenizer.model")
+
+
+def fill(module, seed=0, scale=1.0):
+    """Give every parameter random values, none zero: gates, norms and biases too.
+
+    Matrices get the usual 1/sqrt(inputs); everything else spreads around its neutral
+    value. A gate of 0 would hide the whole vision path from a comparison.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("gate") or ".gate_" in name or "_gate" in name:
+                parameter.copy_(0.5 + 0.5 * noise.abs())
+            elif "norm" in name and name.endswith("weight") or ".ln_" in name and name.endswith("weight"):
+                parameter.copy_(1 + 0.2 * noise)
+            elif parameter.ndim == 2 and "embed" not in name:
+                parameter.copy_(noise * scale * parameter.shape[1] ** -0.5)
+            else:
+                parameter.copy_(0.5 * noise)
+    return module
+
+
+def meta_args(config, max_seq_len):
+    """Meta's ModelArgs for a configuration of ours."""
+    from llama_models.llama3.args import ModelArgs
+
+    text, vision = config.text, config.vision
+    return ModelArgs(
+        dim=text.hidden_size,
+        n_layers=len(text.self_attention_layers),
+        n_heads=text.num_attention_heads,
+        n_kv_heads=text.num_key_value_heads,
+        vocab_size=text.vocab_size,
+        # Meta computes the width of the MLP and rounds it up: half of ours becomes ours.
+        multiple_of=text.intermediate_size,
+        ffn_dim_multiplier=text.intermediate_size / (16 * text.hidden_size / 3),
+        norm_eps=text.rms_norm_eps,
+        rope_theta=text.rope_theta,
+        use_scaled_rope=text.rope_scaling is not None,
+        max_seq_len=max_seq_len,
+        max_batch_size=8,
+        vision_chunk_size=vision.image_size if vision else -1,
+        vision_max_num_chunks=4,
+        vision_num_cross_attention_layers=max(len(text.cross_attention_layers), 1),
+    )
+
+
+def meta_model(config, max_seq_len=64, seed=0, batch=8, dtype=torch.float32):
+    """Meta's CrossAttentionTransformer at the sizes of `config`, filled at random.
+
+    Width, depth and kept states of the vision encoder are constants in Meta's code, and
+    so is the spacing of cross-attention layers; both are set from outside.
+
+    Args:
+        config: MllamaConfig with images.
+        max_seq_len: length of the cache.
+        seed: of the random parameters.
+        batch: rows of the cache.
+        dtype: of parameters and cache.
+
+    Returns:
+        the module, caches set up.
+    """
+    start_meta()
+    from llama_models.llama3.multimodal import model as meta
+
+    text, vision = config.text, config.vision
+    args = meta_args(config, max_seq_len)
+
+    class Vision(meta.CrossAttentionTransformerVision):
+        def __init__(self, args):
+            torch.nn.Module.__init__(self)
+            self.image_res, self.max_num_chunks = vision.image_size, 4
+            self.patch_size = vision.patch_size
+            self.vision_encoder = meta.VisionEncoder(
+                max_num_tiles=4,
+                image_size=vision.image_size,
+                patch_size=vision.patch_size,
+                width=vision.hidden_size,
+                layers=vision.num_hidden_layers,
+                heads=vision.attention_heads,
+                mlp_ratio=vision.intermediate_size / vision.hidden_size,
+                n_global_layers=vision.num_global_layers,
+                global_model=True,
+                return_intermediate=list(vision.intermediate_layers_indices),
+            )
+            self.vision_projection = meta.ColumnParallelLinear(
+                vision.vision_output_dim, args.dim, bias=True, init_method=lambda x: x
+            )
+
+    class Text(meta.CrossAttentionTransformerText):
+        def _init_fusion_schedule(self, num_layers):
+            return [i - already for already, i in enumerate(text.cross_attention_layers)]
+
+    before = meta.CrossAttentionTransformerVision, meta.CrossAttentionTransformerText
+    meta.CrossAttentionTransformerVision, meta.CrossAttentionTransformerText = Vision, Text
+    try:
+        with default_dtype(dtype):
+            model = meta.CrossAttentionTransformer(args)
+            fill(model, seed)
+            model.setup_cache(batch, torch.device("cpu"), dtype)
+    finally:
+        meta.CrossAttentionTransformerVision, meta.CrossAttentionTransformerText = before
+    return model.eval()
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    """Meta's code takes several dtypes from torch's default."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def ours_from_meta(meta, config):
+    """Our model with the parameters of Meta's, by the recipes that loading uses."""
+    ours = Mllama(config).to(next(meta.parameters()).dtype)
+    stored = meta.state_dict()
+    recipes = meta_recipes({n: p.shape for n, p in ours.named_parameters()}, config)
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            recipe = recipes[name]
+            value = torch.cat([stored[source] for source, _ in recipe.sources])
+            parameter.copy_(recipe.convert(value) if recipe.convert else value)
+    return ours.eval()
+
+
+@torch.no_grad()
+def meta_logits(model, rows, images, total_len=None, steps=None):
+    """Logits of Meta's model for a batch, the way its `generate` calls it.
+
+    Args:
+        model: from `meta_model`.
+        rows: list of lists of token ids, images as the first id beyond the vocabulary.
+        images: for each row, the list of its PIL images (RGB).
+        total_len: length that the masks are made for; None for the longest row.
+        steps: positions at which the sequence is cut into separate calls, so that the
+            caches are used; None for one call.
+
+    Returns:
+        fp32 [B, T, W]; shorter rows are padded on the right with token 0.
+    """
+    from llama_models.llama3.chat_format import create_vision_mask
+
+    image_id = model.params.vocab_size
+    length = max(len(row) for row in rows)
+    tokens = torch.zeros(len(rows), length, dtype=torch.long)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row)
+    masks = [create_vision_mask(row, image_id) for row in rows]
+    with default_dtype(next(model.parameters()).dtype):
+        caches, cross, rows_seen = model.compute_vision_tokens_masks(
+            images, masks, total_len or length, torch.device("cpu")
+        )
+        cuts = [0, *(steps or []), length]
+        parts = [
+            model.forward(
+                torch.arange(a, b), tokens, cross, rows_seen, caches, not any(images)
+            )
+            for a, b in zip(cuts, cuts[1:])
+        ]
+    return torch.cat(parts, dim=1)
+
+
+def random_config(seed):
+    """A small configuration: heads, depths, widths, layers, tile grids all vary."""
+    rng = random.Random(seed)
+    kv_heads = rng.choice([1, 2, 3, 4])
+    heads = kv_heads * rng.choice([1, 2, 3, 4])
+    head_dim = rng.choice([8, 16, 24])
+    num_self = rng.randint(2, 5)
+    # Meta puts a cross layer before a self layer, at most one before each.
+    before = sorted(rng.sample(range(num_self), rng.randint(1, min(3, num_self))))
+    cross = tuple(i + already for already, i in enumerate(before))
+    vision_heads = rng.choice([1, 2, 4])
+    vision_layers = rng.randint(2, 5)
+    kept = sorted(rng.sample(range(vision_layers), rng.randint(1, min(5, vision_layers))))
+    patch = rng.choice([4, 7, 14])
+    text = TextConfig(
+        vocab_size=rng.choice([64, 100, 257]),
+        hidden_size=heads * head_dim,
+        intermediate_size=rng.choice([40, 64, 104]),
+        num_hidden_layers=num_self + len(cross),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        rms_norm_eps=rng.choice([1e-5, 1e-6]),
+        rope_theta=rng.choice([1e4, 5e5]),
+        rope_scaling=rng.choice([None, RopeScaling()]),
+        cross_attention_layers=cross,
+    )
+    vision_width = vision_heads * rng.choice([8, 16])
+    vision = VisionConfig(
+        hidden_size=vision_width,
+        attention_heads=vision_heads,
+        intermediate_size=vision_width * rng.choice([2, 4]),
+        num_hidden_layers=vision_layers,
+        num_global_layers=rng.randint(1, 3),
+        image_size=patch * (2 + seed % 7),  # grids of 2 to 8 patches a side
+        patch_size=patch,
+        intermediate_layers_indices=tuple(kept),
+    )
+    return MllamaConfig(text, vision, image_token_index=text.vocab_size)
+
+
+def hub_model(ours, corrected=True):
+    """transformers' Mllama with the parameters of ours.
+
+    Args:
+        ours: Mllama.
+        corrected: repair the two places where transformers differs from Meta: the
+            vision states are kept after their blocks instead of before, and tokens that
+            see no image keep their attention output.
+
+    Returns:
+        MllamaForConditionalGeneration in evaluation mode.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    document = config_to_hub(ours.config, ours.dtype)
+    config = transformers.MllamaConfig(**document)
+    config._attn_implementation = "sdpa"
+    model = transformers.MllamaForConditionalGeneration(config)
+    renamed = {}
+    for name, value in ours.state_dict().items():
+        name = name.replace("language_model.lm_head", "lm_head")
+        name = name.replace("language_model.model.", "model.language_model.")
+        for part in ("vision_model", "multi_modal_projector"):
+            name = f"model.{name}" if name.startswith(part) else name
+        renamed[name] = value
+    model.load_state_dict(renamed)
+    model = model.to(ours.dtype).eval()
+    if corrected:
+        vision = model.model.vision_model
+        vision.intermediate_layers_indices = [i - 1 for i in ours.config.vision.intermediate_layers_indices]
+        for layer in model.model.language_model.layers:
+            if hasattr(layer, "cross_attn"):
+                layer.register_forward_pre_hook(_remember_rows, with_kwargs=True)
+                layer.cross_attn.register_forward_hook(_zero_rows)
+                layer.cross_attn.layer = [layer]
+    return model
+
+
+def _remember_rows(layer, args, kwargs):
+    layer.rows = kwargs.get("full_text_row_masked_out_mask")
+
+
+def _zero_rows(attention, args, output):
+    rows = attention.layer[0].rows
+    hidden, *rest = output
+    return (hidden if rows is None else hidden * rows[:, 0], *rest)
+
+
+def compare(ours, theirs, limit):
+    """Print the largest absolute difference of two tensors and fail above the limit."""
+    if ours.shape != theirs.shape:
+        raise AssertionError(f"shapes differ: {tuple(ours.shape)} and {tuple(theirs.shape)}")
+    largest = (ours.detach().double() - theirs.detach().double()).abs().max().item()
+    print(f"largest difference {largest:.1e} (limit {limit:.0e})")
+    if not largest <= limit:  # also when it is NaN
+        raise AssertionError(f"the largest difference is {largest:.3e}, the limit {limit:.0e}")
