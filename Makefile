@@ -33,9 +33,10 @@ $(STAMP): requirements.txt pyproject.toml
 
 .venv: $(STAMP)
 
+# --all: pages that have not changed would keep their warnings to themselves.
 book: $(STAMP)
 	$(BIN)/python tools/notebooks.py --check
-	$(BIN)/jupyter-book build . -W -n --keep-going
+	$(BIN)/jupyter-book build . --all -W -n --keep-going
 	$(BIN)/python tools/pages.py _build/html
 	@echo "The book is built. Open $(CURDIR)/_build/html/index.html"
 

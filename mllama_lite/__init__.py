@@ -1,3 +1,3 @@
 """Llama 3.2 Vision, from scratch: a module for each chapter of the book."""
 
-from .errors import InputError
+from mllama_lite.errors import InputError

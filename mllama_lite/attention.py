@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .rope import apply_rope
+from mllama_lite.rope import apply_rope
 
 
 def causal_mask(num_queries, num_keys, device=None):

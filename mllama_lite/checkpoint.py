@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .decoder import TextConfig
-from .errors import InputError
-from .local_vision import VisionConfig
-from .model import Mllama, MllamaConfig, config_from_hub
-from .rope import RopeScaling, to_half_split
-from .tiles import canvases
-from .tokenizer import NUM_SPECIAL_TOKENS
+from mllama_lite.decoder import TextConfig
+from mllama_lite.errors import InputError
+from mllama_lite.local_vision import VisionConfig
+from mllama_lite.model import Mllama, MllamaConfig, config_from_hub
+from mllama_lite.rope import RopeScaling, to_half_split
+from mllama_lite.tiles import canvases
+from mllama_lite.tokenizer import NUM_SPECIAL_TOKENS
 
 CHUNK = 1 << 24  # numbers that are converted at a time
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .attention import grouped_attention
-from .decoder import MLP, RMSNorm
+from mllama_lite.attention import grouped_attention
+from mllama_lite.decoder import MLP, RMSNorm
 
 
 def visible_ranges(tokens, image_id):

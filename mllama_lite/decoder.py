@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .attention import KVCache, SelfAttention, causal_mask
-from .rope import RopeScaling, rope_cos_sin, rope_frequencies
+from mllama_lite.attention import KVCache, SelfAttention, causal_mask
+from mllama_lite.rope import RopeScaling, rope_cos_sin, rope_frequencies
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ Built in chapter 7, notebooks/07_global_vision.ipynb. Parameter names are the hu
 import torch
 from torch import nn
 
-from .local_vision import LocalVision, TileEmbedding, VisionLayer, VisionLayers
-from .tiles import canvases
+from mllama_lite.local_vision import LocalVision, TileEmbedding, VisionLayer, VisionLayers
+from mllama_lite.tiles import canvases
 
 
 class GatedVisionLayer(VisionLayer):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .tiles import canvases
+from mllama_lite.tiles import canvases
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 
-from .cross_attention import CrossAttentionLayer, VisionMemory
-from .decoder import LanguageModel, TextConfig
-from .errors import InputError
-from .global_vision import VisionModel
-from .local_vision import VisionConfig
-from .rope import RopeScaling
-from .tiles import canvases
+from mllama_lite.cross_attention import CrossAttentionLayer, VisionMemory
+from mllama_lite.decoder import LanguageModel, TextConfig
+from mllama_lite.errors import InputError
+from mllama_lite.global_vision import VisionModel
+from mllama_lite.local_vision import VisionConfig
+from mllama_lite.rope import RopeScaling
+from mllama_lite.tiles import canvases
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import InputError
+from mllama_lite.errors import InputError
 
 # Mean and standard deviation of red, green, blue over CLIP's training images, 0 to 1.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tiktoken
 
-from .errors import InputError
+from mllama_lite.errors import InputError
 
 
 def bpe_merge(word, ranks):

@@ -39,14 +39,14 @@ def setup():
 BOXES = {
     "tiles": ("image tiles", 0, 2),
     "local_vision": ("local vision\n32 layers", 1, 2),
-    "global_vision": ("global vision\n8 gated layers", 2, 2),
+    "global_vision": ("global vision\n8 layers", 2, 2),
     "cross_attention": ("cross-attention\n8 layers", 3, 1),
     "tokenizer": ("tokenizer", 0, 0),
     "rope": ("RoPE", 1, -0.9),
     "attention": ("grouped-query\nattention", 2, -0.9),
     "decoder": ("text decoder\n32 layers", 2, 0),
     "inference": ("sampling,\ncaches", 4, 0.5),
-    "checkpoint": ("checkpoint: every weight of every box", 2, 3),
+    "checkpoint": ("checkpoint: every weight of every box", 2, 3.05),
 }
 ARROWS = [
     ("tiles", "local_vision"),
@@ -67,11 +67,11 @@ def architecture(lit):
     centres = {}
     for name, (label, column, row) in BOXES.items():
         wide = name == "checkpoint"
-        x, y, width, height = column * 1.5, row * 0.95, 6.9 if wide else 1.22, 0.62
+        x, y, width, height = column * 1.75, row * 0.95, 8.5 if wide else 1.5, 0.62
         on = name == lit
         axes.add_patch(
             FancyBboxPatch(
-                (x - width / 2 + (0.05 if wide else 0), y - height / 2),
+                (x - width / 2, y - height / 2),
                 width,
                 height * (0.75 if wide else 1),
                 boxstyle="round,pad=0.03,rounding_size=0.1",
@@ -81,7 +81,7 @@ def architecture(lit):
             )
         )
         weight = "bold" if on else "normal"
-        axes.text(x, y - (0.08 if wide else 0), label, ha="center", va="center", fontsize=9, weight=weight)
+        axes.text(x, y - (0.08 if wide else 0), label, ha="center", va="center", fontsize=8.5, weight=weight)
         centres[name] = (x, y, width / 2 + 0.03, height / 2 + 0.03)
     for a, b in ARROWS:
         (xa, ya, wa, ha), (xb, yb, wb, hb) = centres[a], centres[b]
@@ -95,10 +95,10 @@ def architecture(lit):
         bend = "arc3,rad=0.25" if both or (b, a) == ("cross_attention", "decoder") else "arc3"
         style = dict(arrowstyle="-|>", color=INK, linewidth=1, connectionstyle=bend)
         axes.annotate("", end, start, arrowprops=style)
-    axes.text(-0.62, 2 * 0.95 + 0.42, "a photograph", fontsize=8, style="italic")
-    axes.text(-0.62, 0.42, "a question", fontsize=8, style="italic")
-    axes.text(4 * 1.5 - 0.6, 0.5 * 0.95 - 0.52, "the answer, token by token", fontsize=8, style="italic")
-    axes.set_xlim(-0.9, 7.2)
+    axes.text(-0.75, 2 * 0.95 + 0.42, "a photograph", fontsize=8, style="italic")
+    axes.text(-0.75, 0.42, "a question", fontsize=8, style="italic")
+    axes.text(4 * 1.75 - 0.78, 0.5 * 0.95 - 0.52, "the answer, token by token", fontsize=8, style="italic")
+    axes.set_xlim(-0.9, 8.2)
     axes.set_ylim(-1.3, 3.4)
     axes.set_axis_off()
     plt.show()

@@ -8,12 +8,11 @@ arranged around it here, and nothing inside it is changed.
 import contextlib
 import random
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from mllama_lite.checkpoint import config_to_hub, meta_recipes, tile_table
+from mllama_lite.checkpoint import config_to_hub, meta_recipes
 from mllama_lite.decoder import TextConfig
 from mllama_lite.local_vision import VisionConfig
 from mllama_lite.model import Mllama, MllamaConfig
@@ -28,6 +27,8 @@ def start_meta():
     """
     import torch.distributed as dist
 
+    # Meta's code uses names of torch.distributed that are being replaced.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="llama_models|fairscale")
     for signature in ("nms(Tensor a, Tensor b, float c) -> Tensor", "roi_align() -> ()", "qnms() -> ()"):
         with contextlib.suppress(RuntimeError):
             library = torch.library.Library("torchvision", "FRAGMENT")

@@ -1,4 +1,4 @@
-"""Sphinx extension: show where a cell's code goes, and say what an animation shows.
+"""Sphinx extension: what this book needs beyond Jupyter Book.
 
 A cell that opens with `#| export` loses its marker lines on the page and gains a label,
 "goes into mllama_lite/rope.py". The markers are those of tools/notebooks.py.
@@ -8,6 +8,9 @@ also names the group of outputs that hold an animation, a widget or inline SVG.
 
 Pages ask no other host for anything: the link to a CDN that Matplotlib writes into an
 animation is dropped; the theme brings the same icons.
+
+Docstrings on the API page are read as prose with `code` in backticks, as their authors mean
+them, and not as reStructuredText.
 
 sphinx-thebe, which Jupyter Book always loads, puts a script on every page that raises an
 error where the page has no launch button; this book has none, so the script is taken off.
@@ -73,6 +76,15 @@ def name_group(cell):
     outputs[0] += nodes.raw("", "</div>", format="html")
 
 
+def read_as_prose(app, what, name, obj, options, lines):
+    for number, line in enumerate(lines):
+        parts = re.split(r"(`+[^`]*`+)", line)
+        parts[::2] = [re.sub(r"[|*]", r"\\\g<0>", part) for part in parts[::2]]
+        lines[number] = "".join(parts)
+    if what in ("attribute", "data", "property"):
+        lines[:0] = ["..", ""]  # else napoleon takes what precedes a colon for a type
+
+
 def drop_thebe(app, pagename, templatename, context, doctree):
     context["script_files"] = [
         script for script in context.get("script_files", []) if "thebe" not in str(script)]
@@ -80,5 +92,6 @@ def drop_thebe(app, pagename, templatename, context, doctree):
 
 def setup(app):
     app.connect("doctree-read", label_exported_cells)
+    app.connect("autodoc-process-docstring", read_as_prose, priority=400)  # before napoleon
     app.connect("html-page-context", drop_thebe, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
