@@ -97,6 +97,9 @@ class KVCache:
 
     Attributes:
         length: slots in use by the longest row.
+        window: how many slots attention reads; None for those in use. A fixed number
+            makes every step the same shape, for compiling and capturing it; what is
+            not yet filled has then to be masked.
     """
 
     def __init__(self, layers, batch, num_kv_heads, capacity, head_dim, dtype, device):
@@ -105,12 +108,23 @@ class KVCache:
         self.values = {i: torch.zeros(shape, dtype=dtype, device=device) for i in layers}
         self.capacity = capacity
         self.length = 0
+        self.window = None
 
     @property
     def num_bytes(self):
         """Bytes held: 2 · layers · B · G · S · E · bytes a number."""
         tensors = [*self.keys.values(), *self.values.values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def reserve(self, capacity):
+        """Make room for at least `capacity` tokens a row; what is stored is kept."""
+        if capacity <= self.capacity:
+            return
+        for tensors in (self.keys, self.values):
+            for layer, old in tensors.items():
+                tensors[layer] = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
+                tensors[layer][:, :, : self.capacity] = old
+        self.capacity = capacity
 
     def update(self, layer, key, value, positions=None):
         """Store new keys and values of a layer and return all that are in use.
@@ -122,13 +136,14 @@ class KVCache:
                 at `length`.
 
         Returns:
-            (keys, values), each a view [B, G, length + T, E].
+            (keys, values), each a view [B, G, S, E]; S is length + T, or `window`.
         """
         keys, values = self.keys[layer], self.values[layer]
-        end = self.length + key.shape[2]
+        end = self.window or self.length + key.shape[2]
         if positions is None:
-            keys[:, :, self.length : end] = key
-            values[:, :, self.length : end] = value
+            new = slice(self.length, self.length + key.shape[2])
+            keys[:, :, new] = key
+            values[:, :, new] = value
         else:
             rows = torch.arange(key.shape[0], device=key.device)[:, None]  # [B, 1]
             keys[rows, :, positions] = key.transpose(1, 2)  # [B, T, G, E]

@@ -198,20 +198,20 @@ class VisionMemory:
         ]
         return VisionMemory(*joined, [self.counts[0] + other.counts[0]])
 
-    def context(self, ranges, start, length):
-        """What tokens start to start + length - 1 see: a mask only where one is needed.
+    def context(self, ranges, starts, length):
+        """What T tokens of each row see: a mask only where one is needed.
 
         Args:
             ranges: for each row, the list that `visible_ranges` gives for its tokens.
-            start: position of the first token.
+            starts: for each row, the position of its first token.
             length: T.
 
         Returns:
-            VisionContext.
+            VisionContext, or None if no token sees any image.
         """
         width = next(iter(self.keys.values())).shape[2]
         mask = torch.zeros(len(ranges), length, width, dtype=torch.bool)  # [B, T, V]
-        for row, row_ranges, row_counts in zip(mask, ranges, self.counts):
+        for row, start, row_ranges, row_counts in zip(mask, starts, ranges, self.counts):
             offset = 0
             for (first, end), count in zip(row_ranges, row_counts):
                 end = start + length if end is None else end
@@ -219,6 +219,8 @@ class VisionMemory:
                 row[rows, offset : offset + count] = True
                 offset += count
         sees = mask.any(dim=-1, keepdim=True)  # [B, T, 1]
+        if not sees.any():
+            return None
         mask |= ~sees  # a row that sees nothing sees all, and is multiplied by 0
         device = next(iter(self.keys.values())).device
         return VisionContext(

@@ -142,9 +142,9 @@ class TextModel(nn.Module):
 
         Args:
             tokens: int [B, T].
-            cache: KVCache that holds the earlier tokens, or None if there are none. Its
-                length grows by T.
-            positions: int [B, T]; None if every row continues where the cache ends.
+            cache: KVCache that holds the earlier tokens, or None if there are none.
+            positions: int [B, T]; None if every row continues where the cache ends,
+                whose length then grows by T. With positions, the caller keeps it.
             mask: bool [B or 1, 1, T, S], True where a token attends; None for causal.
             vision: what the cross-attention layers look at (chapter 8); None skips
                 these layers.
@@ -152,13 +152,12 @@ class TextModel(nn.Module):
         Returns:
             [B, T, D], after the final norm.
         """
-        start = 0 if cache is None else cache.length
-        length = tokens.shape[1]
-        if mask is None and start > 0 and length > 1:
-            mask = causal_mask(length, start + length, tokens.device)[None, None]
-        here = positions
-        if here is None:
+        length, here = tokens.shape[1], positions
+        if positions is None:
+            start = 0 if cache is None else cache.length
             here = torch.arange(start, start + length, device=tokens.device)[None]
+            if mask is None and start > 0 and length > 1:
+                mask = causal_mask(length, start + length, tokens.device)[None, None]
         cos, sin = rope_cos_sin(self.frequencies(tokens.device), here[:, None])  # [B or 1, 1, T, E/2]
         hidden = self.embed_tokens(tokens)  # [B, T, D]
         for i, layer in enumerate(self.layers):
@@ -166,7 +165,7 @@ class TextModel(nn.Module):
                 hidden = layer(hidden, cos, sin, cache, positions, mask)
             elif vision is not None:
                 hidden = layer(hidden, vision)
-        if cache is not None:
+        if cache is not None and positions is None:
             cache.length += length
         return self.norm(hidden)
 
