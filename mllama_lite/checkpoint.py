@@ -694,6 +694,56 @@ def save_model(model, folder, max_shard_bytes=5 * 10**9):
     _write_json(config_to_hub(model.config, model.dtype), folder / "config.json")
 
 
+HUB_FILES = [
+    "config.json",
+    "params.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "original/tokenizer.model",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+]
+
+
+def download(model_id):
+    """Fetch a model from the hub, or find it where it was fetched to before.
+
+    Args:
+        model_id: "organisation/name".
+
+    Returns:
+        path of the folder.
+
+    Raises:
+        InputError: huggingface_hub is not installed; no such model; no access to it; no
+            network.
+    """
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError:
+        raise InputError(
+            f"{model_id} is on the hub, and huggingface_hub is not installed: expected the "
+            "extra for downloads; run pip install 'mllama-lite[hub]'."
+        ) from None
+    try:
+        return Path(huggingface_hub.snapshot_download(model_id, allow_patterns=HUB_FILES))
+    except (errors.GatedRepoError, errors.RepositoryNotFoundError):
+        raise InputError(
+            f"The hub gives no access to {model_id}: expected a model that exists and whose "
+            "licence you have accepted; accept it on the model's page and run hf auth login."
+        ) from None
+    except errors.HFValidationError:
+        raise InputError(
+            f"{model_id!r} is no hub id: expected organisation/name; correct it."
+        ) from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError):
+        raise InputError(
+            f"The hub cannot be reached for {model_id}, and it was not downloaded before: "
+            "expected a network connection; connect, or give the path of a folder."
+        ) from None
+
+
 def _write_json(document, path):
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -399,7 +399,7 @@ class Tokenizer:
 
         Source: llama_models/llama3/chat_format.py, `ChatFormat.encode_message`.
         """
-        ids, images = self._header(role), []
+        ids, images = self.encode_header(role), []
         for item in content if isinstance(content, list) else [content]:
             if isinstance(item, str):
                 ids += self.encode(item)
@@ -431,9 +431,10 @@ class Tokenizer:
             new_ids, new_images = self.encode_message(message["role"], message["content"])
             ids += new_ids
             images += new_images
-        return ids + self._header("assistant"), images
+        return ids + self.encode_header("assistant"), images
 
-    def _header(self, role):
+    def encode_header(self, role):
+        """The token ids that open a message; see `encode_message` for the roles."""
         roles = {"system": "system", "user": "user", "assistant": "assistant", "tool": "ipython"}
         if role not in roles:
             raise InputError(
