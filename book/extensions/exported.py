@@ -61,7 +61,7 @@ def label_exported_cells(app, doctree):
             label = nodes.paragraph(classes=["exported-to"])
             label += nodes.Text("goes into ")
             label += nodes.literal(text=f"mllama_lite/{target}.py")
-            cell.insert(0, label)
+            block.parent.insert(0, label)
 
 
 def name_group(cell):
