@@ -62,6 +62,7 @@ def fill(module, seed=0, scale=1.0):
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
+            noise[noise == 0] = 0.5  # fp32 has few enough numbers for it to happen
             if name.endswith("gate") or ".gate_" in name or "_gate" in name:
                 parameter.copy_(0.5 + 0.5 * noise.abs())
             elif "norm" in name and name.endswith("weight") or ".ln_" in name and name.endswith("weight"):
@@ -289,14 +290,19 @@ def hub_model(ours, corrected=True):
     model.load_state_dict(renamed)
     model = model.to(ours.dtype).eval()
     if corrected:
-        vision = model.model.vision_model
-        vision.intermediate_layers_indices = [i - 1 for i in ours.config.vision.intermediate_layers_indices]
+        model.model.vision_model.transformer.register_forward_hook(_states_before)
         for layer in model.model.language_model.layers:
             if hasattr(layer, "cross_attn"):
                 layer.register_forward_pre_hook(_remember_rows, with_kwargs=True)
                 layer.cross_attn.register_forward_hook(_zero_rows)
                 layer.cross_attn.layer = [layer]
     return model
+
+
+def _states_before(encoder, args, output):
+    """State i becomes the one that enters block i; the first was not kept at all."""
+    output.hidden_states = (args[0], *output.hidden_states)
+    return output
 
 
 def _remember_rows(layer, args, kwargs):
@@ -317,3 +323,36 @@ def compare(ours, theirs, limit):
     print(f"largest difference {largest:.1e} (limit {limit:.0e})")
     if not largest <= limit:  # also when it is NaN
         raise AssertionError(f"the largest difference is {largest:.3e}, the limit {limit:.0e}")
+
+
+@torch.no_grad()
+def hub_logits(model, row, images):
+    """Logits of transformers' Mllama for one row of token ids and its PIL images.
+
+    The tensors are those that its processor makes; chapter 5 compares the pixels.
+
+    Returns:
+        fp32 [T, W].
+    """
+    from mllama_lite.tiles import image_to_tiles
+    from transformers.models.mllama.processing_mllama import (
+        convert_sparse_cross_attention_mask_to_dense,
+        get_cross_attention_token_mask,
+    )
+
+    tokens = torch.tensor([row])
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if images:
+        side = model.config.vision_config.image_size
+        tiles = [image_to_tiles(image, side) for image in images]
+        counts = [tile.num_tiles for tile in tiles]
+        ranges = get_cross_attention_token_mask(row, model.config.image_token_index)
+        mask = convert_sparse_cross_attention_mask_to_dense([ranges], [counts], 4, len(row))
+        pixels = torch.stack([tile.pixel_values for tile in tiles])[None]
+        inputs |= {
+            "pixel_values": pixels.to(model.dtype),
+            "aspect_ratio_ids": torch.tensor([[tile.aspect_ratio_id for tile in tiles]]),
+            "aspect_ratio_mask": torch.tensor([[[int(k < n) for k in range(4)] for n in counts]]),
+            "cross_attention_mask": torch.tensor(mask),
+        }
+    return model(**inputs).logits[0].float()

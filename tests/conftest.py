@@ -1,0 +1,135 @@
+"""What all tests share: the path to the witnesses, and the table "What is proven".
+
+A test that measures a difference hands it to the fixture `proof`, which compares it with
+its limit and with the row of book/proven.md. `pytest --write-proof` writes that page.
+"""
+
+import platform
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "book" / "proven.md"
+sys.path.insert(0, str(ROOT / "notebooks"))
+
+import torch  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `difference` and `limit` as they are printed."""
+
+    part: str
+    against: str
+    inputs: str
+    difference: str
+    limit: str
+    test: str
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--write-proof", action="store_true", help="write book/proven.md from what is measured"
+    )
+
+
+def pytest_configure(config):
+    config.proof_rows = []
+
+
+def read_page():
+    """Rows of the page, by part and what it is compared with."""
+    if not PAGE.is_file():
+        return {}
+    rows = {}
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) == 6 and cells[5].startswith("`"):
+            row = Row(*cells[:5], cells[5].strip("`"))
+            rows[row.part, row.against] = row
+    return rows
+
+
+@pytest.fixture
+def proof(request):
+    """Hold a measured difference against its limit and against the book's page.
+
+    Called with (part, against, inputs, difference, limit). The page is current if it has
+    the same row and its figure is of the same order of magnitude: rounding differs from
+    one processor to the next.
+    """
+
+    def check(part, against, inputs, difference, limit):
+        test = f"{Path(request.node.fspath).name}::{request.node.name.split('[')[0]}"
+        shown = f"{difference:.1e}" if isinstance(difference, float) and difference else str(difference)
+        row = Row(part, against, inputs, shown, f"{limit:g}", test)
+        assert difference <= limit, f"{part} against {against}: {difference} > {limit}"
+        request.config.proof_rows.append(row)
+        if request.config.getoption("--write-proof"):
+            return
+        known = read_page().get((part, against))
+        hint = "run make proof"
+        assert known, f"book/proven.md has no row for {part} against {against}: {hint}"
+        assert (known.inputs, known.limit, known.test) == (inputs, row.limit, test), (known, row, hint)
+        before, now = float(known.difference), float(difference)
+        same = before == now or max(before, now) <= 10 * min(before, now)
+        assert same, f"book/proven.md says {before} for {part} against {against}, not {now}: {hint}"
+
+    return check
+
+
+def pytest_sessionfinish(session):
+    if session.config.getoption("--write-proof") and session.config.proof_rows:
+        rows = {(row.part, row.against): row for row in session.config.proof_rows}
+        PAGE.write_text(page(list(rows.values())), encoding="utf-8")
+
+
+def page(rows):
+    """The page as Markdown."""
+    import llama_models  # noqa: F401  (its version is part of the claim)
+    from importlib.metadata import version
+
+    versions = ", ".join(
+        f"{name} {version(name)}" for name in ("llama-models", "transformers", "torch", "tiktoken")
+    )
+    versions = re.sub(r"\+\w+", "", versions)
+    table = "\n".join(
+        f"| {row.part} | {row.against} | {row.inputs} | {row.difference} | {row.limit} | `{row.test}` |"
+        for row in rows
+    )
+    return PAGE_TEXT.format(
+        versions=versions,
+        machine=f"{platform.system()} on {platform.machine()}, CPU, Python {platform.python_version()}",
+        table=table,
+    )
+
+
+PAGE_TEXT = """# What is proven
+
+Every row is a comparison that `make test` makes anew. This page is written by the run
+that measured the figures (`make proof`), and the tests fail when a row is missing, when
+its inputs or its limit have changed, or when a figure is no longer of the size it says.
+
+Measured with {versions}; {machine}. Differences are the largest absolute difference
+over all inputs, in fp32 unless the row says otherwise; where things are counted, the
+number of inputs that differ. All parameters, gates included, are random and none is zero.
+
+| Part | Compared with | Inputs | Largest difference | Limit | Test |
+|---|---|---|---|---|---|
+{table}
+
+"Meta" is the code of the package llama-models, run live. "transformers, corrected" has
+its two deviations from Meta repaired from outside: vision states kept before their
+blocks, and attention output zeroed for tokens that see no image. Chapters 6 and 8 show
+both uncorrected.
+"""
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.no_grad():
+        yield
