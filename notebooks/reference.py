@@ -19,30 +19,36 @@ from mllama_lite.model import Mllama, MllamaConfig
 from mllama_lite.rope import RopeScaling
 
 
-def start_meta():
-    """Make Meta's code importable and its model parallelism a group of one.
+def declare_torchvision_operators():
+    """Let torchvision be imported where its compiled operators do not fit torch's build.
 
-    torchvision's compiled operators may not match a CPU build of torch. Meta's code only
-    resizes images with it, which needs none of them, so they are declared if missing.
+    Beside a CPU build of torch they may be missing, and then neither Meta's code nor
+    transformers can be imported. Both only resize images with it, which needs none of
+    them, so it is enough that they are declared.
     """
-    import torch.distributed as dist
-
-    # Meta's code uses names of torch.distributed that are being replaced.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="llama_models|fairscale")
     for signature in ("nms(Tensor a, Tensor b, float c) -> Tensor", "roi_align() -> ()", "qnms() -> ()"):
         with contextlib.suppress(RuntimeError):
             library = torch.library.Library("torchvision", "FRAGMENT")
             library.define(signature)
             _declared.append(library)
+
+
+_declared = []  # torch forgets the operators of a library that is garbage-collected
+declare_torchvision_operators()
+
+
+def start_meta():
+    """Make Meta's code importable and its model parallelism a group of one."""
+    import torch.distributed as dist
+
+    # Meta's code uses names of torch.distributed that are being replaced.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="llama_models|fairscale")
     import fairscale.nn.model_parallel.initialize as parallel
 
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         with contextlib.redirect_stdout(None):
             parallel.initialize_model_parallel(1)
-
-
-_declared = []  # torch forgets the operators of a library that is garbage-collected
 
 
 def tokenizer_path():
