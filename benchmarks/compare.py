@@ -87,7 +87,11 @@ def write_checkpoint(config, dtype, folder):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(std=0.02)
-            if "norm" in name and name.endswith("weight") or "gate" in name.split(".")[-1]:
+            if (
+                "norm" in name
+                and name.endswith("weight")
+                or "gate" in name.split(".")[-1]
+            ):
                 parameter.add_(1)
     save_model(model, folder)
 
@@ -128,11 +132,16 @@ def child(library, folder, dtype, device, decode):
         model, _ = load_model(folder, device, dtype)
     else:
         model = transformers.MllamaForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype, attn_implementation="sdpa", device_map=device if on_gpu else None
+            folder,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            device_map=device if on_gpu else None,
         ).eval()
     synchronize()
     figures = {"load": time.perf_counter() - start}
-    prefill, steps = (ours if library == "ours" else theirs)(model, row, pixels, device, decode)
+    prefill, steps = (ours if library == "ours" else theirs)(
+        model, row, pixels, device, decode
+    )
     repeats = 5 if config is SIZES["3m"] else 3
     figures["prefill"] = measure(prefill, repeats, synchronize)
     figures["decode"] = measure(steps, repeats, synchronize) / decode
@@ -175,7 +184,13 @@ def theirs(model, row, pixels, device, decode):
 
     def prefill():
         tokens = torch.tensor([row], device=device)
-        result = model(input_ids=tokens, cross_attention_mask=mask, logits_to_keep=1, use_cache=True, **inputs)
+        result = model(
+            input_ids=tokens,
+            cross_attention_mask=mask,
+            logits_to_keep=1,
+            use_cache=True,
+            **inputs,
+        )
         state["cache"] = result.past_key_values
 
     def steps():
@@ -200,13 +215,17 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--decode", type=int, default=32, help="tokens a measurement")
-    parser.add_argument("--child", nargs=2, metavar=("LIBRARY", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--child", nargs=2, metavar=("LIBRARY", "FOLDER"), help=argparse.SUPPRESS
+    )
     options = parser.parse_args()
     if options.child:
         dtype = getattr(torch, options.dtype[0])
         child(*options.child, dtype, options.device, options.decode)
         return
-    print("ratio ours / transformers, median of pairs; in brackets ours, seconds or MiB")
+    print(
+        "ratio ours / transformers, median of pairs; in brackets ours, seconds or MiB"
+    )
     for size in options.size or ["3m", "400m"]:
         for dtype in options.dtype or ["float32", "bfloat16"]:
             with tempfile.TemporaryDirectory() as parent:
@@ -215,10 +234,18 @@ def main():
                 runs = {"ours": [], "transformers": []}
                 for _ in range(options.pairs):
                     for library in runs:
-                        command = [sys.executable, __file__, "--child", library, str(folder)]
+                        command = [
+                            sys.executable,
+                            __file__,
+                            "--child",
+                            library,
+                            str(folder),
+                        ]
                         command += ["--dtype", dtype, "--device", options.device]
                         command += ["--decode", str(options.decode)]
-                        output = subprocess.run(command, check=True, capture_output=True, text=True)
+                        output = subprocess.run(
+                            command, check=True, capture_output=True, text=True
+                        )
                         runs[library].append(json.loads(output.stdout.splitlines()[-1]))
             line = []
             for name in ("load", "prefill", "decode", "memory"):

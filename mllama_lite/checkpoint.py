@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mllama_lite.decoder import TextConfig
 from mllama_lite.errors import InputError
 from mllama_lite.local_vision import VisionConfig
-from mllama_lite.model import Mllama, MllamaConfig, config_from_hub
+from mllama_lite.model import MllamaConfig, config_from_hub, empty_model
 from mllama_lite.rope import RopeScaling, to_half_split
 from mllama_lite.tiles import canvases
 from mllama_lite.tokenizer import NUM_SPECIAL_TOKENS
@@ -111,14 +111,19 @@ def read_safetensors_header(path):
             tensors = {}
             for name, entry in header.items():
                 begin, end = entry["data_offsets"]
-                dtype, shape = SAFETENSORS_DTYPES.get(entry["dtype"]), tuple(entry["shape"])
+                dtype, shape = (
+                    SAFETENSORS_DTYPES.get(entry["dtype"]),
+                    tuple(entry["shape"]),
+                )
                 if dtype is None:
                     raise InputError(
                         f"{name} in {path} has dtype {entry['dtype']}: expected one of "
                         f"{', '.join(SAFETENSORS_DTYPES)}; quantised files do not load."
                     )
                 if end - begin != torch.Size(shape).numel() * dtype.itemsize:
-                    raise _damaged(path, f"{name} has {end - begin} bytes for shape {shape}")
+                    raise _damaged(
+                        path, f"{name} has {end - begin} bytes for shape {shape}"
+                    )
                 if 8 + length + end > size:
                     raise _damaged(path, f"{name} ends beyond its {size} bytes")
                 tensors[name] = StoredTensor(path, 8 + length + begin, dtype, shape)
@@ -154,9 +159,13 @@ def read_pth_index(path):
             "unpickled, because that could run any program; get the original file."
         ) from None
     except (RuntimeError, EOFError, ValueError, OSError):
-        raise _damaged(path, "it is not a complete file that torch.save wrote") from None
+        raise _damaged(
+            path, "it is not a complete file that torch.save wrote"
+        ) from None
     tensors = {}
-    for name, tensor in document.items() if isinstance(document, dict) else [("", None)]:
+    for name, tensor in (
+        document.items() if isinstance(document, dict) else [("", None)]
+    ):
         if not isinstance(tensor, torch.Tensor):
             raise InputError(
                 f"{path} holds a {type(tensor).__name__} at {name!r}: expected a state "
@@ -240,9 +249,13 @@ def read_config(folder):
     """
     folder = Path(folder)
     if (folder / "config.json").is_file():
-        return config_from_hub(_read_json(folder / "config.json"), folder / "config.json")
+        return config_from_hub(
+            _read_json(folder / "config.json"), folder / "config.json"
+        )
     if (folder / "params.json").is_file():
-        return config_from_meta(_read_json(folder / "params.json"), folder / "params.json")
+        return config_from_meta(
+            _read_json(folder / "params.json"), folder / "params.json"
+        )
     if not folder.is_dir():
         find_files(folder)
     raise InputError(
@@ -329,7 +342,8 @@ def hub_recipes(shapes, text_only):
     """
     prefix = "language_model." if text_only else ""
     return {
-        name: Recipe([(name.removeprefix(prefix), tuple(shape))]) for name, shape in shapes.items()
+        name: Recipe([(name.removeprefix(prefix), tuple(shape))])
+        for name, shape in shapes.items()
     }
 
 
@@ -358,13 +372,20 @@ def meta_recipes(shapes, config):
     for name, shape in shapes.items():
         shape = tuple(shape)
         if name.startswith("language_model.model.layers."):
-            index, part = re.match(r"language_model\.model\.layers\.(\d+)\.(.*)", name).groups()
+            index, part = re.match(
+                r"language_model\.model\.layers\.(\d+)\.(.*)", name
+            ).groups()
             stack, place = _meta_layer(int(index), text)
             source, convert = f"{prefix}{stack}.{place}.{_meta_part(part)}", None
-            heads = {"q_proj": text.num_attention_heads, "k_proj": text.num_key_value_heads}
+            heads = {
+                "q_proj": text.num_attention_heads,
+                "k_proj": text.num_key_value_heads,
+            }
             if stack == "layers" and part.split(".")[1] in heads:
                 num_heads = heads[part.split(".")[1]]
-                convert = lambda weight, num_heads=num_heads: to_half_split(weight, num_heads)
+                convert = lambda weight, num_heads=num_heads: to_half_split(
+                    weight, num_heads
+                )
             recipes[name] = Recipe([(source, shape)], convert)
         elif name.endswith("embed_tokens.weight"):
             rows, width = shape
@@ -377,9 +398,13 @@ def meta_recipes(shapes, config):
             part = {"lm_head": "output", "norm": "norm"}[name.split(".")[-2]]
             recipes[name] = Recipe([(f"{prefix}{part}.weight", shape)])
         elif name.startswith("multi_modal_projector."):
-            recipes[name] = Recipe([(f"vision_model.vision_projection.{name.split('.')[-1]}", shape)])
+            recipes[name] = Recipe(
+                [(f"vision_model.vision_projection.{name.split('.')[-1]}", shape)]
+            )
         else:
-            recipes[name] = _meta_vision_recipe(name.removeprefix("vision_model."), shape, vision)
+            recipes[name] = _meta_vision_recipe(
+                name.removeprefix("vision_model."), shape, vision
+            )
     return recipes
 
 
@@ -411,7 +436,10 @@ def _meta_vision_recipe(name, shape, vision):
     """Recipe of a parameter of the vision encoder."""
     tiles, convert = vision.max_num_tiles, None
     if name == "patch_embedding.weight":
-        theirs, stored = "conv1._linear.weight", (shape[0], shape[1] * shape[2] * shape[3])
+        theirs, stored = (
+            "conv1._linear.weight",
+            (shape[0], shape[1] * shape[2] * shape[3]),
+        )
         convert = lambda weight: weight.view(shape)
     elif name.endswith("tile_positional_embedding.embedding.weight"):
         theirs = name.split("_")[0] + "_tile_pos_embed.embedding"
@@ -518,18 +546,25 @@ def open_checkpoint(folder):
     folder = Path(folder)
     config = read_config(folder)
     layout, files = find_files(folder)
-    with torch.device("meta"):
-        model = Mllama(config)
+    model = empty_model(config)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     text_only = config.vision is None
     stored = {}
     for file in files:
-        index = read_safetensors_header(file) if layout == "hub" else read_pth_index(file)
+        index = (
+            read_safetensors_header(file) if layout == "hub" else read_pth_index(file)
+        )
         for name, tensor in index.items():
             name = old_hub_name(name) if layout == "hub" and not text_only else name
             stored.setdefault(name, []).append(tensor)
-    recipes = hub_recipes(shapes, text_only) if layout == "hub" else meta_recipes(shapes, config)
-    report = LoadReport(layout, num_parameters=sum(shape.numel() for shape in shapes.values()))
+    recipes = (
+        hub_recipes(shapes, text_only)
+        if layout == "hub"
+        else meta_recipes(shapes, config)
+    )
+    report = LoadReport(
+        layout, num_parameters=sum(shape.numel() for shape in shapes.values())
+    )
     wanted = set()
     for name, recipe in recipes.items():
         sources = [source for source, _ in recipe.sources]
@@ -544,7 +579,9 @@ def open_checkpoint(folder):
     # A tied head and precomputed RoPE tables are stored by some writers; both are known.
     known = wanted | {"lm_head.weight", "output.weight", "rope.freqs"}
     report.unexpected = [
-        name for name in stored if name not in known and not name.endswith("rotary_emb.inv_freq")
+        name
+        for name in stored
+        if name not in known and not name.endswith("rotary_emb.inv_freq")
     ]
     used = [tensor for name in wanted for tensor in stored.get(name, [])]
     report.stored_bytes = sum(
@@ -594,7 +631,10 @@ def load_model(folder, device="cpu", dtype=None, progress=None):
     """
     checkpoint = folder if isinstance(folder, Checkpoint) else open_checkpoint(folder)
     report = checkpoint.report
-    for names, problem in ((report.missing, "lacks"), (report.unexpected, "has unknown")):
+    for names, problem in (
+        (report.missing, "lacks"),
+        (report.unexpected, "has unknown"),
+    ):
         if names:
             raise InputError(
                 f"{checkpoint.folder} {problem} {len(names)} tensors, the first "
@@ -610,9 +650,7 @@ def load_model(folder, device="cpu", dtype=None, progress=None):
             f"{free / 2**30:.2f} GiB are free: expected enough for all parameters; free "
             "some, or choose a smaller dtype or another device."
         )
-    with torch.device("meta"):
-        model = Mllama(checkpoint.config).to(dtype)
-    model = model.to_empty(device=device)
+    model = empty_model(checkpoint.config).to(dtype).to_empty(device=device)
     model.language_model.tie_weights()
     done = 0
     with torch.no_grad():
@@ -620,10 +658,17 @@ def load_model(folder, device="cpu", dtype=None, progress=None):
             recipe = checkpoint.recipes[name]
             row = 0
             for source, shape in recipe.sources:
-                rows = parameter[row : row + shape[0]] if len(recipe.sources) > 1 else parameter
+                rows = (
+                    parameter[row : row + shape[0]]
+                    if len(recipe.sources) > 1
+                    else parameter
+                )
                 row += shape[0]
                 _fill(rows, checkpoint.stored[source], shape, source, recipe.convert)
-                done += torch.Size(shape).numel() * checkpoint.stored[source][0].dtype.itemsize
+                done += (
+                    torch.Size(shape).numel()
+                    * checkpoint.stored[source][0].dtype.itemsize
+                )
             if progress:
                 progress(done, report.stored_bytes)
     return model.eval(), report
@@ -638,7 +683,9 @@ def _fill(parameter, shards, shape, name, convert):
         for shard, part in zip(shards, parameter.chunk(len(shards), dimension)):
             shard.read_into(part)
     else:
-        parts = [shard.read() for shard in (shards if dimension is not None else shards[:1])]
+        parts = [
+            shard.read() for shard in (shards if dimension is not None else shards[:1])
+        ]
         whole = torch.cat(parts, dimension) if dimension is not None else parts[0]
         parameter.copy_(convert(whole))
 
@@ -681,14 +728,21 @@ def save_model(model, folder, max_shard_bytes=5 * 10**9):
         size += tensor.nbytes
     names = ["model.safetensors"]
     if len(shards) > 1:
-        names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+        names = [
+            f"model-{i:05}-of-{len(shards):05}.safetensors"
+            for i in range(1, len(shards) + 1)
+        ]
     for name, shard in zip(names, shards):
         save_file(shard, folder / (name + ".part"), metadata={"format": "pt"})
         os.replace(folder / (name + ".part"), folder / name)
     if len(shards) > 1:
         index = {
-            "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
-            "weight_map": {key: name for name, shard in zip(names, shards) for key in shard},
+            "metadata": {
+                "total_size": sum(tensor.nbytes for tensor in tensors.values())
+            },
+            "weight_map": {
+                key: name for name, shard in zip(names, shards) for key in shard
+            },
         }
         _write_json(index, folder / "model.safetensors.index.json")
     _write_json(config_to_hub(model.config, model.dtype), folder / "config.json")
@@ -727,7 +781,9 @@ def download(model_id):
             "extra for downloads; run pip install 'mllama-lite[hub]'."
         ) from None
     try:
-        return Path(huggingface_hub.snapshot_download(model_id, allow_patterns=HUB_FILES))
+        return Path(
+            huggingface_hub.snapshot_download(model_id, allow_patterns=HUB_FILES)
+        )
     except (errors.GatedRepoError, errors.RepositoryNotFoundError):
         raise InputError(
             f"The hub gives no access to {model_id}: expected a model that exists and whose "
@@ -776,7 +832,9 @@ def config_to_hub(config, dtype):
             "tie_word_embeddings",
         )
     }
-    first_special = text.vocab_size - NUM_SPECIAL_TOKENS  # they are the last of the vocabulary
+    first_special = (
+        text.vocab_size - NUM_SPECIAL_TOKENS
+    )  # they are the last of the vocabulary
     entries |= {
         "hidden_act": "silu",
         "bos_token_id": max(first_special, 0),
@@ -802,7 +860,9 @@ def config_to_hub(config, dtype):
         "model_type": "mllama_vision_model",
         "hidden_act": "gelu",
         "vision_output_dim": vision.vision_output_dim,
-        "supported_aspect_ratios": [list(canvas) for canvas in canvases(vision.max_num_tiles)],
+        "supported_aspect_ratios": [
+            list(canvas) for canvas in canvases(vision.max_num_tiles)
+        ],
     }
     return {
         "architectures": ["MllamaForConditionalGeneration"],

@@ -35,18 +35,26 @@ def _parser():
     ask.add_argument("images", nargs="*", metavar="IMAGE", help="image files, in order")
     ask.add_argument("question", help="the last word is the question")
     ask.add_argument("--model", required=True, help="hub id or folder, either layout")
-    ask.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is one")
+    ask.add_argument(
+        "--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is one"
+    )
     ask.add_argument("--dtype", help="bfloat16, float16, float32; default: as stored")
     ask.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
-    ask.add_argument("--temperature", type=float, default=0.0, help="0 (the default) is greedy")
+    ask.add_argument(
+        "--temperature", type=float, default=0.0, help="0 (the default) is greedy"
+    )
     ask.add_argument("--top-k", type=int, default=0)
     ask.add_argument("--top-p", type=float, default=1.0)
     ask.add_argument("--min-p", type=float, default=0.0)
     ask.add_argument("--seed", type=int)
     ask.set_defaults(run=_ask)
-    info = commands.add_parser("info", help="what a model is and needs, without loading it")
+    info = commands.add_parser(
+        "info", help="what a model is and needs, without loading it"
+    )
     info.add_argument("model", help="hub id or folder, either layout")
-    info.add_argument("--dtype", help="compute memory for this dtype; default: as stored")
+    info.add_argument(
+        "--dtype", help="compute memory for this dtype; default: as stored"
+    )
     info.set_defaults(run=_info)
     download = commands.add_parser("download", help="fetch a model from the hub")
     download.add_argument("model", help="hub id: organisation/name")
@@ -67,7 +75,12 @@ def _ask(options):
 
 def _info(options):
     from mllama_lite.checkpoint import open_checkpoint
-    from mllama_lite.inference import find_dtype, find_folder, find_tokenizer, memory_needs
+    from mllama_lite.inference import (
+        find_dtype,
+        find_folder,
+        find_tokenizer,
+        memory_needs,
+    )
 
     folder = find_folder(options.model)
     checkpoint = open_checkpoint(folder)
@@ -76,7 +89,10 @@ def _info(options):
     text, vision = config.text, config.vision
     cross = len(text.cross_attention_layers)
     print(f"{folder}\n{report}")
-    for names, problem in ((report.missing, "missing"), (report.unexpected, "unexpected")):
+    for names, problem in (
+        (report.missing, "missing"),
+        (report.unexpected, "unexpected"),
+    ):
         for name in names[:5]:
             print(f"  {problem}: {name}")
     print(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mllama_lite.attention import KVCache, SelfAttention, causal_mask
+from mllama_lite.errors import InputError
 from mllama_lite.rope import RopeScaling, rope_cos_sin, rope_frequencies
 
 
@@ -38,6 +39,19 @@ class TextConfig:
     tie_word_embeddings: bool = False
     cross_attention_layers: tuple[int, ...] = (3, 8, 13, 18, 23, 28, 33, 38)
     num_extra_embeddings: int = 8
+
+    def __post_init__(self):
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise InputError(
+                f"The configuration has {self.num_attention_heads} query heads for "
+                f"{self.num_key_value_heads} key heads: expected a multiple; correct it."
+            )
+        if self.tie_word_embeddings and self.num_extra_embeddings:
+            raise InputError(
+                "The configuration ties the head to an embedding with "
+                f"{self.num_extra_embeddings} more rows: expected tie_word_embeddings "
+                "false for a model with images; correct it."
+            )
 
     @property
     def self_attention_layers(self):
@@ -145,7 +159,8 @@ class TextModel(nn.Module):
             cache: KVCache that holds the earlier tokens, or None if there are none.
             positions: int [B, T]; None if every row continues where the cache ends,
                 whose length then grows by T. With positions, the caller keeps it.
-            mask: bool [B or 1, 1, T, S], True where a token attends; None for causal.
+            mask: bool [B or 1, 1, T, S], True where a token attends; None for causal:
+                a token attends to all slots up to its own position.
             vision: what the cross-attention layers look at (chapter 8); None skips
                 these layers.
 
@@ -158,6 +173,10 @@ class TextModel(nn.Module):
             here = torch.arange(start, start + length, device=tokens.device)[None]
             if mask is None and start > 0 and length > 1:
                 mask = causal_mask(length, start + length, tokens.device)[None, None]
+        elif mask is None and cache is not None:
+            end = cache.window or cache.length + length
+            slots = torch.arange(end, device=tokens.device)
+            mask = (slots <= positions[:, :, None])[:, None]  # [B, 1, T, S]
         cos, sin = rope_cos_sin(self.frequencies(tokens.device), here[:, None])  # [B or 1, 1, T, E/2]
         hidden = self.embed_tokens(tokens)  # [B, T, D]
         for i, layer in enumerate(self.layers):

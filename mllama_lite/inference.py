@@ -12,7 +12,7 @@ import torch
 from mllama_lite.checkpoint import download, load_model, open_checkpoint
 from mllama_lite.cross_attention import visible_ranges
 from mllama_lite.errors import InputError
-from mllama_lite.model import Mllama
+from mllama_lite.model import empty_model
 from mllama_lite.tiles import image_to_tiles, open_image
 from mllama_lite.tokenizer import Tokenizer
 
@@ -45,7 +45,11 @@ class Sampling:
             ("top_k", whole and self.top_k >= 0, "a whole number, 0 (all) or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1 (all)"),
             ("min_p", 0 <= self.min_p <= 1, "0 (all) to 1"),
-            ("seed", self.seed is None or isinstance(self.seed, int), "a whole number or None"),
+            (
+                "seed",
+                self.seed is None or isinstance(self.seed, int),
+                "a whole number or None",
+            ),
         ):
             if not good:
                 raise InputError(
@@ -142,7 +146,9 @@ class Session:
         length = max(map(len, new))
         device = self.model.device
         self._see([row[n:] for row, n in zip(images, self.num_images)])
-        ranges = [visible_ranges(row, self.model.config.image_token_index) for row in rows]
+        ranges = [
+            visible_ranges(row, self.model.config.image_token_index) for row in rows
+        ]
         tokens = torch.zeros(len(rows), length, dtype=torch.long)  # [B, T]
         for i, row in enumerate(new):
             tokens[i, : len(row)] = torch.tensor(row)
@@ -150,8 +156,10 @@ class Session:
         vision = self.memory and self.memory.context(ranges, starts, length)
         only = torch.tensor([len(row) - 1 for row in new], device=device)
         window, self.cache.window = self.cache.window, None
-        positions, mask = self._positions(torch.tensor(starts), length)
-        logits = self.model(tokens.to(device), self.cache, positions, mask, vision, only)
+        positions = self._positions(torch.tensor(starts), length)
+        logits = self.model(
+            tokens.to(device), self.cache, positions, None, vision, only
+        )
         self.lengths = [len(row) for row in rows]
         self.cache.length = max(self.lengths)
         self.cache.window = window
@@ -170,21 +178,19 @@ class Session:
         """
         if self.cache.window is None:
             self.cache.reserve(self.cache.length + 1)
-        positions, mask = self._positions(self._next, 1)
-        logits = self.model(tokens[:, None], self.cache, positions, mask, self._later)
+        positions = self._positions(self._next, 1)
+        logits = self.model(tokens[:, None], self.cache, positions, None, self._later)
         self.lengths = [n + 1 for n in self.lengths]
         self.cache.length = max(self.lengths)
         self._next += 1
         return logits[:, 0]
 
     def _positions(self, starts, length):
-        """(positions, mask) of T tokens; None where every row is at the same place."""
+        """Positions of T tokens [B, T]; None where every row is at the same place."""
         if self.cache.window is None and len(set(self.lengths)) == 1:
-            return None, None
-        device = self.model.device
-        positions = starts.to(device)[:, None] + torch.arange(length, device=device)  # [B, T]
-        slots = torch.arange(self.cache.window or self.cache.length + length, device=device)
-        return positions, (slots <= positions[:, :, None])[:, None]  # [B, 1, T, S]
+            return None
+        steps = torch.arange(length, device=self.model.device)
+        return starts.to(self.model.device)[:, None] + steps
 
     def _see(self, images):
         """Encode the new images of each row and remember them."""
@@ -195,7 +201,15 @@ class Session:
 
 
 @torch.inference_mode()
-def generate(model, rows, images, max_new_tokens=64, stop_ids=(), sampling=Sampling(), session=None):
+def generate(
+    model,
+    rows,
+    images,
+    max_new_tokens=64,
+    stop_ids=(),
+    sampling=Sampling(),
+    session=None,
+):
     """Write on after several prompts at once, a token of each at a time.
 
     Args:
@@ -243,9 +257,7 @@ def memory_needs(config, dtype, tokens, images):
         the prompt is taken in (an estimate; the other three are exact).
     """
     text, vision, size = config.text, config.vision, dtype.itemsize
-    with torch.device("meta"):
-        model = Mllama(config)
-    weights = sum(parameter.numel() for parameter in model.parameters())
+    weights = sum(parameter.numel() for parameter in empty_model(config).parameters())
     a_token = 2 * text.num_key_value_heads * text.head_dim
     needs = {
         "weights": weights * size,
@@ -253,7 +265,9 @@ def memory_needs(config, dtype, tokens, images):
         "image cache": 0,
     }
     heads = (text.num_attention_heads + 2 * text.num_key_value_heads) * text.head_dim
-    working = tokens * max(3 * text.intermediate_size, heads + 2 * text.hidden_size) * size
+    working = (
+        tokens * max(3 * text.intermediate_size, heads + 2 * text.hidden_size) * size
+    )
     if vision and images:
         seen = images * vision.max_num_tiles * vision.num_patches
         needs["image cache"] = seen * a_token * len(text.cross_attention_layers) * size
@@ -344,7 +358,9 @@ class VLM:
         """
         (row,), (tiles,) = self._prepared([tokens], [images], 0)
         memory = self.model.see([tiles])
-        vision = memory and memory.context([visible_ranges(row, self._image_id)], [0], len(row))
+        vision = memory and memory.context(
+            [visible_ranges(row, self._image_id)], [0], len(row)
+        )
         device_tokens = torch.tensor([row], device=self.model.device)  # [1, T]
         return self.model(device_tokens, vision=vision)[0]
 
@@ -363,9 +379,13 @@ class VLM:
         Raises:
             InputError: as `logits`, and see Sampling.
         """
-        return self.generate_batch([tokens], [images], max_new_tokens, stop_ids, **sampling)[0]
+        return self.generate_batch(
+            [tokens], [images], max_new_tokens, stop_ids, **sampling
+        )[0]
 
-    def generate_batch(self, rows, images, max_new_tokens=64, stop_ids=None, **sampling):
+    def generate_batch(
+        self, rows, images, max_new_tokens=64, stop_ids=None, **sampling
+    ):
         """`generate` for several prompts at once, of any lengths, with and without images.
 
         Args:
@@ -504,14 +524,18 @@ class Conversation:
             raise InputError(
                 f"The question is {question!r}: expected some text; write what you want to know."
             )
-        images = [] if images is None else images if isinstance(images, list) else [images]
+        images = (
+            [] if images is None else images if isinstance(images, list) else [images]
+        )
         settings = _settings(sampling)
         if type(max_new_tokens) is not int or max_new_tokens < 1:
             raise InputError(
                 f"max_new_tokens is {max_new_tokens!r}: expected a whole number, 1 or more; "
                 "change it."
             )
-        turn, _ = self.tokenizer.encode_message("user", [*map(_Image, images), question])
+        turn, _ = self.tokenizer.encode_message(
+            "user", [*map(_Image, images), question]
+        )
         header = self.tokenizer.encode_header("assistant")
         prompt = self.tokens + turn + header
         self.vlm._check(prompt, len(self.tiles) + len(images), max_new_tokens)
@@ -525,7 +549,13 @@ class Conversation:
             self._session = Session(model, 1, len(prompt) + max_new_tokens)
         self.tokens, self.tiles = prompt, tiles
         steps = generate(
-            model, [list(prompt)], [tiles], max_new_tokens, stops, settings, self._session
+            model,
+            [list(prompt)],
+            [tiles],
+            max_new_tokens,
+            stops,
+            settings,
+            self._session,
         )
         try:
             yield from self.tokenizer.stream(self._written(steps))
@@ -608,7 +638,11 @@ def find_dtype(dtype):
     Raises:
         InputError: no floating-point dtype has that name.
     """
-    known = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+    known = {
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+        "float32": torch.float32,
+    }
     if dtype is None or dtype in known.values():
         return dtype
     if dtype not in known:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from mllama_lite.cross_attention import CrossAttentionLayer, VisionMemory
 from mllama_lite.decoder import LanguageModel, TextConfig
@@ -74,7 +75,9 @@ def config_from_hub(document, where="config.json"):
     entries = document["text_config"] if kind == "mllama" else document
     ends = document.get("eos_token_id") or entries.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    return MllamaConfig(text, vision, document.get("image_token_index", 128256), tuple(ends))
+    return MllamaConfig(
+        text, vision, document.get("image_token_index", 128256), tuple(ends)
+    )
 
 
 def _text_config(entries, where, cross_attention_layers):
@@ -88,35 +91,28 @@ def _text_config(entries, where, cross_attention_layers):
             f"{where} asks for RoPE of type {kind!r}: expected 'default' or 'llama3'; "
             "choose a Llama 3 model."
         )
-    names = [field.name for field in fields(RopeScaling)]
-    names = {
-        name: entries[name]
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "rms_norm_eps",
-        )
-    } | {"rope_scaling": RopeScaling(**{n: scaling[n] for n in names}) if kind == "llama3" else None}
+    stretched = {
+        field.name: scaling[field.name]
+        for field in fields(RopeScaling)
+        if kind == "llama3"
+    }
     default_head_dim = entries["hidden_size"] // entries["num_attention_heads"]
-    config = TextConfig(
-        **names,
+    return TextConfig(
+        vocab_size=entries["vocab_size"],
+        hidden_size=entries["hidden_size"],
+        intermediate_size=entries["intermediate_size"],
+        num_hidden_layers=entries["num_hidden_layers"],
+        num_attention_heads=entries["num_attention_heads"],
+        num_key_value_heads=entries["num_key_value_heads"],
         head_dim=entries.get("head_dim") or default_head_dim,
+        rms_norm_eps=entries["rms_norm_eps"],
+        rope_scaling=RopeScaling(**stretched) if kind == "llama3" else None,
         rope_theta=rope.get("rope_theta", entries.get("rope_theta", 500000.0)),
         max_position_embeddings=entries.get("max_position_embeddings", 131072),
         tie_word_embeddings=entries.get("tie_word_embeddings", False),
         cross_attention_layers=cross_attention_layers,
         num_extra_embeddings=8 if cross_attention_layers else 0,
     )
-    if config.num_attention_heads % config.num_key_value_heads:
-        raise InputError(
-            f"{where} has {config.num_attention_heads} query heads for "
-            f"{config.num_key_value_heads} key heads: expected a multiple; correct it."
-        )
-    return config
 
 
 def _vision_config(entries, where):
@@ -183,7 +179,9 @@ class Mllama(nn.Module):
             no text token ever sees those of the others.
         """
         pixel_values = torch.stack([image.pixel_values for image in tiles])
-        ids = torch.tensor([image.aspect_ratio_id for image in tiles], device=self.device)
+        ids = torch.tensor(
+            [image.aspect_ratio_id for image in tiles], device=self.device
+        )
         features = self.vision_model(pixel_values.to(self.device, self.dtype), ids)
         return [
             self.multi_modal_projector(image[: one.num_tiles].flatten(0, 1))
@@ -199,13 +197,19 @@ class Mllama(nn.Module):
         Returns:
             VisionMemory, or None if no row has an image.
         """
-        encoded = iter(self.encode_images([one for row in rows for one in row]) if any(rows) else [])
+        encoded = iter(
+            self.encode_images([one for row in rows for one in row])
+            if any(rows)
+            else []
+        )
         if not any(rows):
             return None
         images = [[next(encoded) for _ in row] for row in rows]
         return VisionMemory.of(self.cross_attention_layers, images)
 
-    def forward(self, tokens, cache=None, positions=None, mask=None, vision=None, only=None):
+    def forward(
+        self, tokens, cache=None, positions=None, mask=None, vision=None, only=None
+    ):
         """Logits of the next token; see `LanguageModel.forward`.
 
         Args:
@@ -216,3 +220,26 @@ class Mllama(nn.Module):
             fp32 [B, T, W], or [B, 1, W] with `only`.
         """
         return self.language_model(tokens, cache, positions, mask, vision, only)
+
+
+class _SkipInitialValues(TorchFunctionMode):
+    """Makes the functions of torch.nn.init do nothing."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
+
+
+def empty_model(config):
+    """A model of names and shapes alone: on the meta device, nothing computed or stored.
+
+    Args:
+        config: MllamaConfig, of any size.
+
+    Returns:
+        Mllama.
+    """
+    with torch.device("meta"), _SkipInitialValues():
+        return Mllama(config)

@@ -81,7 +81,15 @@ def architecture(lit):
             )
         )
         weight = "bold" if on else "normal"
-        axes.text(x, y - (0.08 if wide else 0), label, ha="center", va="center", fontsize=8.5, weight=weight)
+        axes.text(
+            x,
+            y - (0.08 if wide else 0),
+            label,
+            ha="center",
+            va="center",
+            fontsize=8.5,
+            weight=weight,
+        )
         centres[name] = (x, y, width / 2 + 0.03, height / 2 + 0.03)
     for a, b in ARROWS:
         (xa, ya, wa, ha), (xb, yb, wb, hb) = centres[a], centres[b]
@@ -92,12 +100,22 @@ def architecture(lit):
         start = (xa + dx * out, ya + dy * out)
         end = (xb - dx * into, yb - dy * into)
         both = (a, b) == ("cross_attention", "decoder")
-        bend = "arc3,rad=0.25" if both or (b, a) == ("cross_attention", "decoder") else "arc3"
+        bend = (
+            "arc3,rad=0.25"
+            if both or (b, a) == ("cross_attention", "decoder")
+            else "arc3"
+        )
         style = dict(arrowstyle="-|>", color=INK, linewidth=1, connectionstyle=bend)
         axes.annotate("", end, start, arrowprops=style)
     axes.text(-0.75, 2 * 0.95 + 0.42, "a photograph", fontsize=8, style="italic")
     axes.text(-0.75, 0.42, "a question", fontsize=8, style="italic")
-    axes.text(4 * 1.75 - 0.78, 0.5 * 0.95 - 0.52, "the answer, token by token", fontsize=8, style="italic")
+    axes.text(
+        4 * 1.75 - 0.78,
+        0.5 * 0.95 - 0.52,
+        "the answer, token by token",
+        fontsize=8,
+        style="italic",
+    )
     axes.set_xlim(-0.9, 8.2)
     axes.set_ylim(-1.3, 3.4)
     axes.set_axis_off()

@@ -26,7 +26,11 @@ def declare_torchvision_operators():
     transformers can be imported. Both only resize images with it, which needs none of
     them, so it is enough that they are declared.
     """
-    for signature in ("nms(Tensor a, Tensor b, float c) -> Tensor", "roi_align() -> ()", "qnms() -> ()"):
+    for signature in (
+        "nms(Tensor a, Tensor b, float c) -> Tensor",
+        "roi_align() -> ()",
+        "qnms() -> ()",
+    ):
         with contextlib.suppress(RuntimeError):
             library = torch.library.Library("torchvision", "FRAGMENT")
             library.define(signature)
@@ -42,7 +46,9 @@ def start_meta():
     import torch.distributed as dist
 
     # Meta's code uses names of torch.distributed that are being replaced.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="llama_models|fairscale")
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module="llama_models|fairscale"
+    )
     import fairscale.nn.model_parallel.initialize as parallel
 
     if not dist.is_initialized():
@@ -69,9 +75,14 @@ def fill(module, seed=0, scale=1.0):
         for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             noise[noise == 0] = 0.5  # fp32 has few enough numbers for it to happen
-            if name.endswith("gate") or ".gate_" in name or "_gate" in name:
+            if parameter.numel() == 1 and "gate" in name:
                 parameter.copy_(0.5 + 0.5 * noise.abs())
-            elif "norm" in name and name.endswith("weight") or ".ln_" in name and name.endswith("weight"):
+            elif (
+                "norm" in name
+                and name.endswith("weight")
+                or ".ln_" in name
+                and name.endswith("weight")
+            ):
                 parameter.copy_(1 + 0.2 * noise)
             elif parameter.ndim == 2 and "embed" not in name:
                 parameter.copy_(noise * scale * parameter.shape[1] ** -0.5)
@@ -150,17 +161,24 @@ def meta_model(config, max_seq_len=64, seed=0, batch=8, dtype=torch.float32):
 
     class Text(meta.CrossAttentionTransformerText):
         def _init_fusion_schedule(self, num_layers):
-            return [i - already for already, i in enumerate(text.cross_attention_layers)]
+            return [
+                i - already for already, i in enumerate(text.cross_attention_layers)
+            ]
 
     before = meta.CrossAttentionTransformerVision, meta.CrossAttentionTransformerText
-    meta.CrossAttentionTransformerVision, meta.CrossAttentionTransformerText = Vision, Text
+    meta.CrossAttentionTransformerVision, meta.CrossAttentionTransformerText = (
+        Vision,
+        Text,
+    )
     try:
         with default_dtype(dtype):
             model = meta.CrossAttentionTransformer(args)
             fill(model, seed)
             model.setup_cache(batch, torch.device("cpu"), dtype)
     finally:
-        meta.CrossAttentionTransformerVision, meta.CrossAttentionTransformerText = before
+        meta.CrossAttentionTransformerVision, meta.CrossAttentionTransformerText = (
+            before
+        )
     return model.eval()
 
 
@@ -237,7 +255,9 @@ def random_config(seed):
     cross = tuple(i + already for already, i in enumerate(before))
     vision_heads = rng.choice([1, 2, 4])
     vision_layers = rng.randint(2, 5)
-    kept = sorted(rng.sample(range(vision_layers), rng.randint(1, min(5, vision_layers))))
+    kept = sorted(
+        rng.sample(range(vision_layers), rng.randint(1, min(5, vision_layers)))
+    )
     patch = rng.choice([4, 7, 14])
     text = TextConfig(
         vocab_size=rng.choice([64, 100, 257]),
@@ -324,11 +344,15 @@ def _zero_rows(attention, args, output):
 def compare(ours, theirs, limit):
     """Print the largest absolute difference of two tensors and fail above the limit."""
     if ours.shape != theirs.shape:
-        raise AssertionError(f"shapes differ: {tuple(ours.shape)} and {tuple(theirs.shape)}")
+        raise AssertionError(
+            f"shapes differ: {tuple(ours.shape)} and {tuple(theirs.shape)}"
+        )
     largest = (ours.detach().double() - theirs.detach().double()).abs().max().item()
     print(f"largest difference {largest:.1e} (limit {limit:.0e})")
     if not largest <= limit:  # also when it is NaN
-        raise AssertionError(f"the largest difference is {largest:.3e}, the limit {limit:.0e}")
+        raise AssertionError(
+            f"the largest difference is {largest:.3e}, the limit {limit:.0e}"
+        )
 
 
 @torch.no_grad()
@@ -353,12 +377,18 @@ def hub_logits(model, row, images):
         tiles = [image_to_tiles(image, side) for image in images]
         counts = [tile.num_tiles for tile in tiles]
         ranges = get_cross_attention_token_mask(row, model.config.image_token_index)
-        mask = convert_sparse_cross_attention_mask_to_dense([ranges], [counts], 4, len(row))
+        mask = convert_sparse_cross_attention_mask_to_dense(
+            [ranges], [counts], 4, len(row)
+        )
         pixels = torch.stack([tile.pixel_values for tile in tiles])[None]
         inputs |= {
             "pixel_values": pixels.to(model.dtype),
-            "aspect_ratio_ids": torch.tensor([[tile.aspect_ratio_id for tile in tiles]]),
-            "aspect_ratio_mask": torch.tensor([[[int(k < n) for k in range(4)] for n in counts]]),
+            "aspect_ratio_ids": torch.tensor(
+                [[tile.aspect_ratio_id for tile in tiles]]
+            ),
+            "aspect_ratio_mask": torch.tensor(
+                [[[int(k < n) for k in range(4)] for n in counts]]
+            ),
             "cross_attention_mask": torch.tensor(mask),
         }
     return model(**inputs).logits[0].float()

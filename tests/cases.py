@@ -14,8 +14,13 @@ from mllama_lite.tiles import canvases, image_to_tiles
 def image(rng, canvas, side):
     """A noise image that goes on the canvas (rows, columns) of tiles of `side` pixels."""
     rows, columns = canvas
-    size = (columns * side - rng.randrange(side // 2), rows * side - rng.randrange(side // 2))
-    noise = np.random.RandomState(rng.randrange(2**31)).randint(0, 256, (*size[::-1], 3))
+    size = (
+        columns * side - rng.randrange(side // 2),
+        rows * side - rng.randrange(side // 2),
+    )
+    noise = np.random.RandomState(rng.randrange(2**31)).randint(
+        0, 256, (*size[::-1], 3)
+    )
     return Image.fromarray(noise.astype(np.uint8))
 
 
@@ -39,9 +44,18 @@ def batch(seed, config, num_rows=4):
     rows, images = [], []
     for i in range(num_rows):
         count = (seed + i) % 4
-        rows.append(prompt(rng, config, count, rng.randrange(9, 16), consecutive=rng.random() < 0.4))
-        chosen = [arrangements[(seed * 3 + i * 2 + k) % len(arrangements)] for k in range(count)]
-        images.append([image(rng, canvas, config.vision.image_size) for canvas in chosen])
+        rows.append(
+            prompt(
+                rng, config, count, rng.randrange(9, 16), consecutive=rng.random() < 0.4
+            )
+        )
+        chosen = [
+            arrangements[(seed * 3 + i * 2 + k) % len(arrangements)]
+            for k in range(count)
+        ]
+        images.append(
+            [image(rng, canvas, config.vision.image_size) for canvas in chosen]
+        )
     return rows, images
 
 
@@ -53,7 +67,9 @@ def models(seed):
 
 
 def tiles_of(config, images):
-    return [[image_to_tiles(one, config.vision.image_size) for one in row] for row in images]
+    return [
+        [image_to_tiles(one, config.vision.image_size) for one in row] for row in images
+    ]
 
 
 def batch_logits(model, rows, images):

@@ -33,7 +33,9 @@ class Row:
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--write-proof", action="store_true", help="write book/proven.md from what is measured"
+        "--write-proof",
+        action="store_true",
+        help="write book/proven.md from what is measured",
     )
 
 
@@ -65,7 +67,11 @@ def proof(request):
 
     def check(part, against, inputs, difference, limit):
         test = f"{Path(request.node.fspath).name}::{request.node.name.split('[')[0]}"
-        shown = f"{difference:.1e}" if isinstance(difference, float) and difference else str(difference)
+        shown = (
+            f"{difference:.1e}"
+            if isinstance(difference, float) and difference
+            else str(difference)
+        )
         row = Row(part, against, inputs, shown, f"{limit:g}", test)
         assert difference <= limit, f"{part} against {against}: {difference} > {limit}"
         request.config.proof_rows.append(row)
@@ -74,10 +80,16 @@ def proof(request):
         known = read_page().get((part, against))
         hint = "run make proof"
         assert known, f"book/proven.md has no row for {part} against {against}: {hint}"
-        assert (known.inputs, known.limit, known.test) == (inputs, row.limit, test), (known, row, hint)
+        assert (known.inputs, known.limit, known.test) == (inputs, row.limit, test), (
+            known,
+            row,
+            hint,
+        )
         before, now = float(known.difference), float(difference)
         same = before == now or max(before, now) <= 10 * min(before, now)
-        assert same, f"book/proven.md says {before} for {part} against {against}, not {now}: {hint}"
+        assert same, (
+            f"book/proven.md says {before} for {part} against {against}, not {now}: {hint}"
+        )
 
     return check
 
@@ -94,7 +106,8 @@ def page(rows):
     from importlib.metadata import version
 
     versions = ", ".join(
-        f"{name} {version(name)}" for name in ("llama-models", "transformers", "torch", "tiktoken")
+        f"{name} {version(name)}"
+        for name in ("llama-models", "transformers", "torch", "tiktoken")
     )
     versions = re.sub(r"\+\w+", "", versions)
     table = "\n".join(

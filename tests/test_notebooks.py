@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-spec = importlib.util.spec_from_file_location("exporter", ROOT / "tools" / "notebooks.py")
+spec = importlib.util.spec_from_file_location(
+    "exporter", ROOT / "tools" / "notebooks.py"
+)
 exporter = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(exporter)
 
@@ -20,6 +22,7 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 
 
 # The notebooks of the book.
+
 
 @each_notebook
 def test_outputs_are_those_of_one_whole_run_of_the_code(path):
@@ -77,18 +80,24 @@ def edit(path, change):
 
 def pretend_run(path, outputs=None):
     """Store what a run would, without starting a kernel."""
+
     def change(notebook):
         for count, cell in enumerate(exporter.code_cells(notebook), 1):
             cell.execution_count = count
             cell.outputs = (outputs or {}).get(count, [])
-        notebook.metadata["mllama_lite"] = {"source_sha256": exporter.source_hash(notebook)}
+        notebook.metadata["mllama_lite"] = {
+            "source_sha256": exporter.source_hash(notebook)
+        }
+
     edit(path, change)
 
 
 @pytest.fixture
 def book(tmp_path):
-    path = write(tmp_path, [code("#| default_exp rope"), code(HEADER), code(FUNCTION),
-                            code("half(3)")])
+    path = write(
+        tmp_path,
+        [code("#| default_exp rope"), code(HEADER), code(FUNCTION), code("half(3)")],
+    )
     pretend_run(path)
     assert exporter.main(["--export"], root=tmp_path) == 0
     assert exporter.main(["--check"], root=tmp_path) == 0
@@ -109,9 +118,14 @@ def test_a_module_reads_as_if_written_by_hand(book):
 
 
 def test_a_cell_can_go_to_another_module(tmp_path):
-    path = write(tmp_path, [
-        code("#| default_exp rope\n" + HEADER), code(FUNCTION),
-        code('#| export errors\n"""Errors, from `02_rope.ipynb`."""')])
+    path = write(
+        tmp_path,
+        [
+            code("#| default_exp rope\n" + HEADER),
+            code(FUNCTION),
+            code('#| export errors\n"""Errors, from `02_rope.ipynb`."""'),
+        ],
+    )
     pretend_run(path)
     assert exporter.main([], root=tmp_path) == 0
     assert module(path).read_text() == MODULE
@@ -144,11 +158,14 @@ def test_check_wants_the_notebook_named_in_the_docstring(tmp_path, capsys):
     assert status == 1 and "doesn't name 02_rope.ipynb" in words
 
 
-@pytest.mark.parametrize("counts", [[1, 2, 3, None], [1, 2, 3, 5], [1, 3, 2, 4], [2, 3, 4, 5]])
+@pytest.mark.parametrize(
+    "counts", [[1, 2, 3, None], [1, 2, 3, 5], [1, 3, 2, 4], [2, 3, 4, 5]]
+)
 def test_a_notebook_not_run_whole_fails_and_is_not_exported(book, counts, capsys):
     def change(notebook):
         for cell, count in zip(exporter.code_cells(notebook), counts):
             cell.execution_count = count
+
     edit(book, change)
     status, words = checked(book, capsys)
     assert status == 1 and "was not run whole" in words
@@ -158,7 +175,10 @@ def test_a_notebook_not_run_whole_fails_and_is_not_exported(book, counts, capsys
 
 
 def test_code_edited_after_the_run_fails_and_is_not_exported(book, capsys):
-    edit(book, lambda notebook: notebook.cells[2].update(source=FUNCTION.replace("2", "4")))
+    edit(
+        book,
+        lambda notebook: notebook.cells[2].update(source=FUNCTION.replace("2", "4")),
+    )
     status, words = checked(book, capsys)
     assert status == 1 and "edited after the last whole run" in words
     assert exporter.main(["--export"], root=book.parent.parent) == 1
@@ -166,7 +186,10 @@ def test_code_edited_after_the_run_fails_and_is_not_exported(book, capsys):
 
 
 def test_prose_may_be_edited_after_the_run(book, capsys):
-    edit(book, lambda n: n.cells.append(nbformat.v4.new_markdown_cell("A better sentence.")))
+    edit(
+        book,
+        lambda n: n.cells.append(nbformat.v4.new_markdown_cell("A better sentence.")),
+    )
     assert checked(book, capsys) == (0, "")
 
 
@@ -180,24 +203,33 @@ def test_check_finds_stderr(book, capsys):
 ERROR = nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=[])
 
 
-@pytest.mark.parametrize("outputs, tags, message", [
-    ([ERROR], [], "shows an error without the tag"),
-    ([], ["raises-exception"], "raised nothing"),
-    ([ERROR], ["raises-exception"], ""),
-])
-def test_an_error_is_shown_if_and_only_if_its_cell_is_tagged(book, outputs, tags, message, capsys):
+@pytest.mark.parametrize(
+    "outputs, tags, message",
+    [
+        ([ERROR], [], "shows an error without the tag"),
+        ([], ["raises-exception"], "raised nothing"),
+        ([ERROR], ["raises-exception"], ""),
+    ],
+)
+def test_an_error_is_shown_if_and_only_if_its_cell_is_tagged(
+    book, outputs, tags, message, capsys
+):
     edit(book, lambda notebook: notebook.cells[3].metadata.update(tags=tags))
     pretend_run(book, {4: outputs})
     status, words = checked(book, capsys)
     assert status == (1 if message else 0) and message in words
 
 
-@pytest.mark.parametrize("data", [
-    {"image/png": "iVBORw0KGgo="},
-    {"image/svg+xml": "<svg/>"},
-    {"text/html": "<div class='animation'><img id='frame'></div>"},
-    {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}},
-], ids=lambda data: next(iter(data)))
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"image/png": "iVBORw0KGgo="},
+        {"image/svg+xml": "<svg/>"},
+        {"text/html": "<div class='animation'><img id='frame'></div>"},
+        {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}},
+    ],
+    ids=lambda data: next(iter(data)),
+)
 def test_every_picture_needs_alternative_text(book, data, capsys):
     picture = nbformat.v4.new_output("display_data", data=data)
     pretend_run(book, {4: [picture]})
@@ -208,10 +240,13 @@ def test_every_picture_needs_alternative_text(book, data, capsys):
     assert checked(book, capsys) == (0, "")
 
 
-@pytest.mark.parametrize("source, message", [
-    ("#| exports\nx = 1", "unknown marker"),
-    ("x = 1\n#| export", "a marker must open its cell"),
-])
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("#| exports\nx = 1", "unknown marker"),
+        ("x = 1\n#| export", "a marker must open its cell"),
+    ],
+)
 def test_a_marker_that_can_not_be_followed_is_an_error(book, source, message, capsys):
     edit(book, lambda notebook: notebook.cells.append(code(source)))
     status, words = checked(book, capsys)
@@ -220,10 +255,18 @@ def test_a_marker_that_can_not_be_followed_is_an_error(book, source, message, ca
 
 # Runs, which start a kernel.
 
+
 def test_run_stores_outputs_and_exports(tmp_path, capsys):
-    path = write(tmp_path, [
-        code("#| default_exp rope"), code(HEADER), code(FUNCTION), code("half(3)"),
-        code("half('three')", tags=["raises-exception"])])
+    path = write(
+        tmp_path,
+        [
+            code("#| default_exp rope"),
+            code(HEADER),
+            code(FUNCTION),
+            code("half(3)"),
+            code("half('three')", tags=["raises-exception"]),
+        ],
+    )
     assert exporter.main(["--run", "02_rope"], root=tmp_path) == 0
     assert module(path).read_text() == MODULE
     assert checked(path, capsys) == (0, "")
@@ -233,12 +276,18 @@ def test_run_stores_outputs_and_exports(tmp_path, capsys):
     assert "execution" not in notebook.cells[3].metadata
 
 
-@pytest.mark.parametrize("last, message", [
-    (code("half('three')"), "TypeError"),
-    (code("half(3)", tags=["raises-exception"]), "raised nothing"),
-], ids=["a cell fails", "a cell tagged to fail passes"])
+@pytest.mark.parametrize(
+    "last, message",
+    [
+        (code("half('three')"), "TypeError"),
+        (code("half(3)", tags=["raises-exception"]), "raised nothing"),
+    ],
+    ids=["a cell fails", "a cell tagged to fail passes"],
+)
 def test_a_failed_run_writes_nothing(tmp_path, last, message, capsys):
-    path = write(tmp_path, [code("#| default_exp rope"), code(HEADER), code(FUNCTION), last])
+    path = write(
+        tmp_path, [code("#| default_exp rope"), code(HEADER), code(FUNCTION), last]
+    )
     before = path.read_bytes()
     assert exporter.main(["--run"], root=tmp_path) == 1
     words = capsys.readouterr().err

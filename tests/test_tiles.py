@@ -27,7 +27,9 @@ from mllama_lite.tiles import (
 @pytest.fixture(scope="module")
 def transform():
     reference.start_meta()
-    from llama_models.llama3.multimodal.image_transform import VariableSizeImageTransform
+    from llama_models.llama3.multimodal.image_transform import (
+        VariableSizeImageTransform,
+    )
 
     return VariableSizeImageTransform
 
@@ -64,12 +66,23 @@ def test_pixels_of_photographs(transform, proof, side):
     for picture in pictures:
         theirs, arrangement = meta(picture, max_num_chunks=4)
         ours = image_to_tiles(picture, side)
-        assert ours.canvas == arrangement and ours.aspect_ratio_id == canvases().index(arrangement) + 1
-        worst = max(worst, (ours.pixel_values[: ours.num_tiles] - theirs).abs().max().item())
+        assert (
+            ours.canvas == arrangement
+            and ours.aspect_ratio_id == canvases().index(arrangement) + 1
+        )
+        worst = max(
+            worst, (ours.pixel_values[: ours.num_tiles] - theirs).abs().max().item()
+        )
         assert not ours.pixel_values[ours.num_tiles :].any()
         used.add(ours.canvas)
     assert used == set(canvases())
-    proof(f"Image tiles of {side} pixels, pixel values", "Meta", f"{len(pictures)} photographs", worst, 0)
+    proof(
+        f"Image tiles of {side} pixels, pixel values",
+        "Meta",
+        f"{len(pictures)} photographs",
+        worst,
+        0,
+    )
 
 
 def sizes(count, seed):
@@ -80,7 +93,13 @@ def sizes(count, seed):
             yield rng.randrange(1, 6000), rng.randrange(1, 6000)
         elif i % 3 == 1:
             base = rng.choice([224, 280, 448, 560, 1120, 1680, 2240])
-            near = [max(1, base * rng.choice([1, 2, 3, 4]) // rng.choice([1, 2, 3, 4]) + rng.randrange(-1, 2))]
+            near = [
+                max(
+                    1,
+                    base * rng.choice([1, 2, 3, 4]) // rng.choice([1, 2, 3, 4])
+                    + rng.randrange(-1, 2),
+                )
+            ]
             yield near[0], max(1, base + rng.randrange(-2, 3))
         else:
             yield int(10 ** rng.uniform(0, 3.8)), int(10 ** rng.uniform(0, 3.8))
@@ -119,16 +138,28 @@ def test_pixels_of_random_sizes(transform, proof):
     meta = transform(size=112)
     for _ in range(300):
         size = (rng.randrange(2, 700), rng.randrange(2, 700))
-        noise = np.random.RandomState(rng.randrange(2**31)).randint(0, 256, (*size, 3), dtype=np.uint8)
+        noise = np.random.RandomState(rng.randrange(2**31)).randint(
+            0, 256, (*size, 3), dtype=np.uint8
+        )
         theirs, arrangement = meta(Image.fromarray(noise), max_num_chunks=4)
         ours = image_to_tiles(Image.fromarray(noise), 112)
         assert ours.canvas == arrangement
-        worst = max(worst, (ours.pixel_values[: ours.num_tiles] - theirs).abs().max().item())
-    proof("Image tiles, pixel values", "Meta", "300 noise images of random sizes", worst, 0)
+        worst = max(
+            worst, (ours.pixel_values[: ours.num_tiles] - theirs).abs().max().item()
+        )
+    proof(
+        "Image tiles, pixel values",
+        "Meta",
+        "300 noise images of random sizes",
+        worst,
+        0,
+    )
 
 
 def test_pixels_of_the_hub(proof):
-    from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+    from transformers.models.mllama.image_processing_pil_mllama import (
+        MllamaImageProcessorPil,
+    )
 
     processor = MllamaImageProcessorPil(
         size={"height": 560, "width": 560},
@@ -141,13 +172,30 @@ def test_pixels_of_the_hub(proof):
         theirs = processor([[picture]], return_tensors="pt")
         ours = image_to_tiles(picture, 560)
         assert theirs["aspect_ratio_ids"].item() == ours.aspect_ratio_id
-        difference = (theirs["pixel_values"][0, 0] - ours.pixel_values).abs().max().item()
+        difference = (
+            (theirs["pixel_values"][0, 0] - ours.pixel_values).abs().max().item()
+        )
         worst = max(worst, difference)
-    proof("Image tiles of 560 pixels, pixel values", "transformers (Pillow backend)", "5 photographs", worst, 1e-6)
+    proof(
+        "Image tiles of 560 pixels, pixel values",
+        "transformers (Pillow backend)",
+        "5 photographs",
+        worst,
+        1e-6,
+    )
 
 
 def test_order_of_canvases():
-    assert canvases() == [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1)]
+    assert canvases() == [
+        (1, 1),
+        (1, 2),
+        (1, 3),
+        (1, 4),
+        (2, 1),
+        (2, 2),
+        (3, 1),
+        (4, 1),
+    ]
 
 
 def saved(image, kind, **options):
@@ -167,7 +215,15 @@ def gradient(width=40, height=20):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation(orientation):
     """What is read is what was photographed, however the camera stored it."""
-    undo = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}  # the stored form, made by the inverse
+    undo = {
+        2: 2,
+        3: 3,
+        4: 4,
+        5: 5,
+        6: 8,
+        7: 7,
+        8: 6,
+    }  # the stored form, made by the inverse
     stored = gradient()
     if orientation > 1:
         turned = gradient()
@@ -179,7 +235,9 @@ def test_exif_rotation(orientation):
     assert np.array_equal(np.asarray(shown), np.asarray(gradient()))
     # the low-level function does not look at it, as Meta's does not
     raw = Image.open(io.BytesIO(saved(stored, "PNG", exif=exif)))
-    assert torch.equal(image_to_tiles(raw, 28).pixel_values, image_to_tiles(stored, 28).pixel_values)
+    assert torch.equal(
+        image_to_tiles(raw, 28).pixel_values, image_to_tiles(stored, 28).pixel_values
+    )
 
 
 def test_transparency_is_laid_on_white():
@@ -190,16 +248,33 @@ def test_transparency_is_laid_on_white():
     assert open_image(saved(clear, "PNG")).getpixel((0, 0)) == (255, 255, 255)
     assert open_image(saved(half, "PNG")).getpixel((0, 0)) == (127, 127, 127)
     assert open_image(saved(palette, "PNG")).getpixel((0, 0)) == (10, 20, 30)
-    assert open_image(saved(palette, "PNG", transparency=0)).getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(saved(palette, "PNG", transparency=0)).getpixel((0, 0)) == (
+        255,
+        255,
+        255,
+    )
 
 
 def test_deep_and_other_modes():
     deep = Image.fromarray(np.array([[0, 32768, 65535]], dtype=np.uint16))
     shown = [open_image(saved(deep, "PNG")).getpixel((i, 0))[0] for i in range(3)]
     assert shown == [0, 128, 255]
-    assert open_image(saved(Image.new("CMYK", (3, 3), (0, 255, 255, 0)), "JPEG")).getpixel((1, 1))[0] > 200
-    assert open_image(saved(Image.new("1", (3, 3), 1), "PNG")).getpixel((1, 1)) == (255, 255, 255)
-    assert open_image(saved(Image.new("L", (3, 3), 77), "PNG")).getpixel((1, 1)) == (77, 77, 77)
+    assert (
+        open_image(saved(Image.new("CMYK", (3, 3), (0, 255, 255, 0)), "JPEG")).getpixel(
+            (1, 1)
+        )[0]
+        > 200
+    )
+    assert open_image(saved(Image.new("1", (3, 3), 1), "PNG")).getpixel((1, 1)) == (
+        255,
+        255,
+        255,
+    )
+    assert open_image(saved(Image.new("L", (3, 3), 77), "PNG")).getpixel((1, 1)) == (
+        77,
+        77,
+        77,
+    )
 
 
 def test_animation_shows_its_first_frame():
@@ -221,13 +296,21 @@ def test_a_path_bytes_a_file_and_an_image_are_the_same(tmp_path):
     data = saved(gradient(), "PNG")
     (tmp_path / "a.png").write_bytes(data)
     want = np.asarray(gradient())
-    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), data, io.BytesIO(data), gradient()):
+    for source in (
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        data,
+        io.BytesIO(data),
+        gradient(),
+    ):
         assert np.array_equal(np.asarray(open_image(source)), want)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
 def test_truncated_files(tmp_path, kind):
-    noise = Image.fromarray(np.random.RandomState(0).randint(0, 256, (64, 64, 3), dtype=np.uint8))
+    noise = Image.fromarray(
+        np.random.RandomState(0).randint(0, 256, (64, 64, 3), dtype=np.uint8)
+    )
     data = saved(noise, kind)
     for part in (0.1, 0.5, 0.9):
         path = tmp_path / f"cut.{kind.lower()}"
@@ -250,6 +333,9 @@ def test_bad_files(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="An image is a int"):
         open_image(7)
     monkeypatch.setattr(tiles.Image, "MAX_IMAGE_PIXELS", 100)
-    for side in (11, 40):  # Pillow warns above the limit, and refuses above twice the limit
+    for side in (
+        11,
+        40,
+    ):  # Pillow warns above the limit, and refuses above twice the limit
         with pytest.raises(InputError, match="more than 100 pixels"):
             open_image(saved(Image.new("RGB", (side, side)), "PNG"))

@@ -36,7 +36,11 @@ def real_strings():
     """Lines of the standard library and of what comes with Python: code, prose, names."""
     import pydoc_data.topics
 
-    lines = [line for topic in pydoc_data.topics.topics.values() for line in topic.splitlines()]
+    lines = [
+        line
+        for topic in pydoc_data.topics.topics.values()
+        for line in topic.splitlines()
+    ]
     lines += open(random.__file__, encoding="utf-8").read().splitlines()
     return [line for line in lines if line]
 
@@ -50,7 +54,7 @@ def fuzzed_strings(count, seed):
         "0123456789",
         "   \t\n\r\u00a0\u2003\u200b",
         "'s't're've'm'll'dſ",
-        ".,;:!?()[]{}<>|/\\\"`~@#$%^&*-_=+",
+        '.,;:!?()[]{}<>|/\\"`~@#$%^&*-_=+',
         "äöüßéèñçøåœæ",
         "абвгдежзийклмн",
         "日本語中文漢字かなカナ한국어",
@@ -65,7 +69,9 @@ def fuzzed_strings(count, seed):
             if rng.random() < 0.05:
                 pieces.append(rng.choice(specials))
             alphabet = rng.choice(alphabets)
-            pieces.append("".join(rng.choice(alphabet) for _ in range(rng.randrange(1, 9))))
+            pieces.append(
+                "".join(rng.choice(alphabet) for _ in range(rng.randrange(1, 9)))
+            )
         yield "".join(pieces)
 
 
@@ -80,7 +86,9 @@ def test_decode(ours, meta, proof):
     """Of encoded text, and of random ids, whose bytes are often no UTF-8."""
     rng = random.Random(2)
     rows = [meta.encode(s, bos=True, eos=True) for s in fuzzed_strings(1000, 3)]
-    rows += [[rng.randrange(128256) for _ in range(rng.randrange(12))] for _ in range(1000)]
+    rows += [
+        [rng.randrange(128256) for _ in range(rng.randrange(12))] for _ in range(1000)
+    ]
     wrong = sum(ours.decode(row) != meta.decode(row) for row in rows)
     proof("Tokenizer, decode", "Meta", "2,000 rows of ids", wrong, 0)
 
@@ -100,7 +108,9 @@ def test_very_long_text(ours, meta, proof):
         assert split_long_text(text) == [
             piece
             for i in range(0, len(text), 400_000)
-            for piece in meta._split_whitespaces_or_nonwhitespaces(text[i : i + 400_000], 25_000)
+            for piece in meta._split_whitespaces_or_nonwhitespaces(
+                text[i : i + 400_000], 25_000
+            )
         ]
     proof("Tokenizer, texts of up to 410,000 characters", "Meta", "5 texts", wrong, 0)
 
@@ -131,7 +141,9 @@ def dialogues(count, seed):
             content = [rng.choice(texts) for _ in range(rng.randrange(1, 4))]
             for _ in range(rng.choice([0, 0, 1, 2, 3])):
                 content.insert(rng.randrange(len(content) + 1), object())
-            messages.append({"role": role, "content": content if rng.random() < 0.7 else "plain"})
+            messages.append(
+                {"role": role, "content": content if rng.random() < 0.7 else "plain"}
+            )
         yield messages
 
 
@@ -144,16 +156,24 @@ def test_dialogues(ours, meta, proof):
 
     def item(one):
         is_text = isinstance(one, str)
-        return RawTextItem(text=one) if is_text else RawMediaItem(data=picture.getvalue())
+        return (
+            RawTextItem(text=one) if is_text else RawMediaItem(data=picture.getvalue())
+        )
 
     def message(one):
         content = one["content"]
-        content = content if isinstance(content, str) else [item(part) for part in content]
-        return RawMessage(role=one["role"], content=content, stop_reason=StopReason.end_of_turn)
+        content = (
+            content if isinstance(content, str) else [item(part) for part in content]
+        )
+        return RawMessage(
+            role=one["role"], content=content, stop_reason=StopReason.end_of_turn
+        )
 
     wrong, with_images = 0, 0
     for messages in dialogues(400, 5):
-        theirs = ChatFormat(meta).encode_dialog_prompt([message(one) for one in messages])
+        theirs = ChatFormat(meta).encode_dialog_prompt(
+            [message(one) for one in messages]
+        )
         ids, images = ours.encode_chat(messages)
         with_images += bool(images)
         wrong += ids != theirs.tokens
@@ -177,7 +197,9 @@ def test_stream_never_shows_half_a_character(ours):
 def test_merging_by_hand_equals_tiktoken(ours):
     ranks = read_tokenizer_model(reference.tokenizer_path())
     words = {w for text in fuzzed_strings(500, 8) for w in text.split()}
-    pieces = tiktoken.Encoding("x", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    pieces = tiktoken.Encoding(
+        "x", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={}
+    )
     for word in words:
         word = word.encode()
         if len(pieces.encode_ordinary(word.decode())) and word not in ranks:
@@ -191,7 +213,9 @@ def test_trained_vocabulary_round_trip(tmp_path):
     assert b"the" in ranks and sorted(ranks.values()) == list(range(len(ranks)))
     write_tokenizer_model(ranks, tmp_path / "tokenizer.model")
     tokenizer = Tokenizer.from_file(tmp_path / "tokenizer.model")
-    assert tokenizer.decode(tokenizer.encode("the cat, naïve 🐈")) == "the cat, naïve 🐈"
+    assert (
+        tokenizer.decode(tokenizer.encode("the cat, naïve 🐈")) == "the cat, naïve 🐈"
+    )
     assert tokenizer.vocab_size == len(ranks) + 256
 
 
@@ -202,13 +226,23 @@ def test_hub_tokenizer_file(tmp_path, ours, proof):
 
     names = list(ours.special)
     converter = TikTokenConverter(
-        vocab_file=str(reference.tokenizer_path()), pattern=SPLIT_PATTERN, extra_special_tokens=names
+        vocab_file=str(reference.tokenizer_path()),
+        pattern=SPLIT_PATTERN,
+        extra_special_tokens=names,
     )
-    PreTrainedTokenizerFast(tokenizer_object=converter.converted()).save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(tokenizer_object=converter.converted()).save_pretrained(
+        tmp_path
+    )
     from_hub = Tokenizer.from_file(tmp_path / "tokenizer.json")
     strings = list(fuzzed_strings(2000, 9))
     wrong = sum(from_hub.encode(s) != ours.encode(s) for s in strings)
-    proof("Tokenizer from tokenizer.json", "from tokenizer.model", "2,000 fuzzed strings", wrong, 0)
+    proof(
+        "Tokenizer from tokenizer.json",
+        "from tokenizer.model",
+        "2,000 fuzzed strings",
+        wrong,
+        0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -229,7 +263,9 @@ def test_bad_tokenizer_files(tmp_path, content, says):
         Tokenizer.from_file(path)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": {"type": "WordPiece"}}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"model": {"type": "WordPiece"}}']
+)
 def test_bad_hub_tokenizer_files(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(InputError, match="not a byte-level BPE"):

@@ -20,7 +20,9 @@ def all_models():
 
 def largest(a, b, rows):
     """Largest difference over the tokens that rows have; [B, T, W] each."""
-    return max((a[i, : len(r)] - b[i, : len(r)]).abs().max().item() for i, r in enumerate(rows))
+    return max(
+        (a[i, : len(r)] - b[i, : len(r)]).abs().max().item() for i, r in enumerate(rows)
+    )
 
 
 def test_configurations_vary_everything(all_models):
@@ -43,10 +45,14 @@ def test_configurations_vary_everything(all_models):
     used, counts, consecutive = set(), set(), 0
     for seed, config in zip(SEEDS, configs):
         rows, images = cases.batch(seed, config)
-        used |= {tiles.canvas for row in cases.tiles_of(config, images) for tiles in row}
+        used |= {
+            tiles.canvas for row in cases.tiles_of(config, images) for tiles in row
+        }
         counts |= {len(row) for row in images}
         image = config.image_token_index
-        consecutive += sum(a == b == image for row in rows for a, b in zip(row, row[1:]))
+        consecutive += sum(
+            a == b == image for row in rows for a, b in zip(row, row[1:])
+        )
         assert all(row[0] != image for row in rows)  # text comes before every image
     assert used == set(canvases()) and counts == {0, 1, 2, 3} and consecutive >= 10
 
@@ -62,8 +68,16 @@ def test_prefill(all_models, proof):
     for seed, (config, meta, ours) in all_models.items():
         rows, images = cases.batch(seed, config)
         theirs = reference.meta_logits(meta, rows, images)
-        worst = max(worst, largest(cases.batch_logits(ours, rows, images), theirs, rows))
-    proof("Whole model, prefill of mixed batches", "Meta", "28 configurations, 4 rows each", worst, 2e-5)
+        worst = max(
+            worst, largest(cases.batch_logits(ours, rows, images), theirs, rows)
+        )
+    proof(
+        "Whole model, prefill of mixed batches",
+        "Meta",
+        "28 configurations, 4 rows each",
+        worst,
+        2e-5,
+    )
 
 
 def test_single_rows(all_models, proof):
@@ -75,7 +89,13 @@ def test_single_rows(all_models, proof):
             theirs = reference.meta_logits(meta, [row], [pictures])
             mine = VLM(ours).logits(row, pictures)
             worst = max(worst, (mine - theirs[0]).abs().max().item())
-    proof("Whole model, single rows", "Meta", "28 configurations, 4 rows each", worst, 2e-5)
+    proof(
+        "Whole model, single rows",
+        "Meta",
+        "28 configurations, 4 rows each",
+        worst,
+        2e-5,
+    )
 
 
 def test_cached_decode(all_models, proof):
@@ -84,14 +104,26 @@ def test_cached_decode(all_models, proof):
     for seed, (config, meta, ours) in all_models.items():
         rows, images = cases.batch(seed, config)
         for row, pictures in zip(rows, images):
-            cut = max([i for i, t in enumerate(row) if t == config.image_token_index], default=0) + 1
+            cut = (
+                max(
+                    [i for i, t in enumerate(row) if t == config.image_token_index],
+                    default=0,
+                )
+                + 1
+            )
             steps = list(range(cut, len(row)))
             theirs = reference.meta_logits(meta, [row], [pictures], steps=steps)[0]
             session = Session(ours, 1, len(row))
             mine = [session.extend([row[:cut]], cases.tiles_of(config, [pictures]))]
             mine += [session.step(torch.tensor([token])) for token in row[cut:]]
             worst = max(worst, (torch.cat(mine) - theirs[cut - 1 :]).abs().max().item())
-    proof("Whole model, cached decode", "Meta", "28 configurations, 4 rows each", worst, 2e-5)
+    proof(
+        "Whole model, cached decode",
+        "Meta",
+        "28 configurations, 4 rows each",
+        worst,
+        2e-5,
+    )
 
 
 def test_rows_of_a_mixed_batch(all_models, proof):
@@ -100,15 +132,29 @@ def test_rows_of_a_mixed_batch(all_models, proof):
     for seed, (config, _, ours) in all_models.items():
         rows, images = cases.batch(seed, config)
         tiles = cases.tiles_of(config, images)
-        later = torch.tensor([[random.Random(seed + i).randrange(64) for i in range(4)]] * 4)
+        later = torch.tensor(
+            [[random.Random(seed + i).randrange(64) for i in range(4)]] * 4
+        )
         together = Session(ours, len(rows), 24)
-        got = [together.extend(rows, tiles)] + [together.step(later[:, i]) for i in range(4)]
+        got = [together.extend(rows, tiles)] + [
+            together.step(later[:, i]) for i in range(4)
+        ]
         for i, (row, own) in enumerate(zip(rows, tiles)):
             alone = Session(ours, 1, 24)
-            want = [alone.extend([row], [own])] + [alone.step(later[i : i + 1, j]) for j in range(4)]
-            difference = max((a[i] - b[0]).abs().max().item() for a, b in zip(got, want))
+            want = [alone.extend([row], [own])] + [
+                alone.step(later[i : i + 1, j]) for j in range(4)
+            ]
+            difference = max(
+                (a[i] - b[0]).abs().max().item() for a, b in zip(got, want)
+            )
             worst = max(worst, difference)
-    proof("Row of a mixed batch", "the row alone", "28 configurations, 4 rows each, 4 steps", worst, 2e-5)
+    proof(
+        "Row of a mixed batch",
+        "the row alone",
+        "28 configurations, 4 rows each, 4 steps",
+        worst,
+        2e-5,
+    )
 
 
 def test_static_shapes(all_models, proof):
@@ -121,9 +167,17 @@ def test_static_shapes(all_models, proof):
         difference = (a.extend(rows, tiles) - b.extend(rows, tiles)).abs().max().item()
         for i in range(4):
             tokens = torch.tensor([i, 1, 2, 3])
-            difference = max(difference, (a.step(tokens) - b.step(tokens)).abs().max().item())
+            difference = max(
+                difference, (a.step(tokens) - b.step(tokens)).abs().max().item()
+            )
         worst = max(worst, difference)
-    proof("Decode step of fixed shapes", "growing shapes", "8 configurations, 4 rows each", worst, 2e-5)
+    proof(
+        "Decode step of fixed shapes",
+        "growing shapes",
+        "8 configurations, 4 rows each",
+        worst,
+        2e-5,
+    )
 
 
 def test_decode_step_traces_whole_and_once(all_models):
@@ -141,8 +195,14 @@ def test_decode_step_traces_whole_and_once(all_models):
     torch._dynamo.reset()
     step = torch.compile(ours.forward, backend=count, fullgraph=True)
     for _ in range(3):
-        positions, mask = session._positions(session._next, 1)
-        step(torch.zeros(4, 1, dtype=torch.long), session.cache, positions, mask, session._later)
+        positions = session._positions(session._next, 1)
+        step(
+            torch.zeros(4, 1, dtype=torch.long),
+            session.cache,
+            positions,
+            None,
+            session._later,
+        )
         session._next = session._next + 1
     assert len(graphs) == 1
 
@@ -154,8 +214,17 @@ def test_second_witness(all_models, proof):
         theirs = reference.hub_model(ours)
         for row, pictures in zip(*cases.batch(seed, config)):
             mine = VLM(ours).logits(row, pictures)
-            worst = max(worst, (mine - reference.hub_logits(theirs, row, pictures)).abs().max().item())
-    proof("Whole model", "transformers, corrected", "28 configurations, 4 rows each", worst, 2e-5)
+            worst = max(
+                worst,
+                (mine - reference.hub_logits(theirs, row, pictures)).abs().max().item(),
+            )
+    proof(
+        "Whole model",
+        "transformers, corrected",
+        "28 configurations, 4 rows each",
+        worst,
+        2e-5,
+    )
 
 
 def test_the_corrections_are_needed(all_models):
@@ -163,7 +232,9 @@ def test_the_corrections_are_needed(all_models):
     config, meta, ours = all_models[3]
     rows, images = cases.batch(3, config)
     i = next(i for i, row in enumerate(images) if row)
-    theirs = reference.hub_logits(reference.hub_model(ours, corrected=False), rows[i], images[i])
+    theirs = reference.hub_logits(
+        reference.hub_model(ours, corrected=False), rows[i], images[i]
+    )
     meta = reference.meta_logits(meta, [rows[i]], [images[i]])[0]
     assert (theirs - meta).abs().max() > 0.05
 
@@ -180,7 +251,18 @@ def test_bf16(proof):
         for row, pictures in zip(rows, images):
             truth = VLM(exact).logits(row, pictures)
             mine += (VLM(ours).logits(row, pictures) - truth).abs().mean().item()
-            metas += (reference.meta_logits(low, [row], [pictures])[0] - truth).abs().mean().item()
+            metas += (
+                (reference.meta_logits(low, [row], [pictures])[0] - truth)
+                .abs()
+                .mean()
+                .item()
+            )
     ratio = mine / metas
     assert metas > 0.01  # bf16 does round
-    proof("bf16: mean error, as a multiple of Meta's own", "fp32", "16 configurations, 4 rows each", ratio, 1.5)
+    proof(
+        "bf16: mean error, as a multiple of Meta's own",
+        "fp32",
+        "16 configurations, 4 rows each",
+        ratio,
+        1.5,
+    )

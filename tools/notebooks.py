@@ -27,7 +27,15 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError
 ROOT = Path(__file__).resolve().parent.parent
 BY_HAND = {"__init__", "__main__", "cli"}
 # Written by Jupyter, JupyterLab, Colab and VS Code; different at every run.
-VOLATILE = ["execution", "ExecuteTime", "collapsed", "scrolled", "vscode", "colab", "outputId"]
+VOLATILE = [
+    "execution",
+    "ExecuteTime",
+    "collapsed",
+    "scrolled",
+    "vscode",
+    "colab",
+    "outputId",
+]
 PICTURE_IN_HTML = re.compile(r"<(img|svg|canvas|video)\b", re.IGNORECASE)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -65,7 +73,9 @@ def exported(notebook, name: str) -> dict[str, list[str]]:
                 case ["default_exp", module]:
                     default = module
                 case ["export"] if default is None:
-                    raise ValueError(f"{name}: '#| export' comes before '#| default_exp'")
+                    raise ValueError(
+                        f"{name}: '#| export' comes before '#| default_exp'"
+                    )
                 case ["export"]:
                     pieces.setdefault(default, []).append(code)
                 case ["export", module]:
@@ -93,8 +103,11 @@ def module_problems(root: Path) -> list[str]:
         committed = path.read_text() if path.exists() else ""
         if committed != text:
             diff = difflib.unified_diff(
-                committed.splitlines(True), text.splitlines(True),
-                f"mllama_lite/{module}.py", f"notebooks/{sources[0]}")
+                committed.splitlines(True),
+                text.splitlines(True),
+                f"mllama_lite/{module}.py",
+                f"notebooks/{sources[0]}",
+            )
             problems.append(f"{module}.py differs from {sources[0]}:\n" + "".join(diff))
         try:
             docstring = ast.get_docstring(ast.parse(text)) or ""
@@ -102,7 +115,9 @@ def module_problems(root: Path) -> list[str]:
             problems.append(f"{sources[0]}: {module}.py would not be Python: {error}")
             continue
         if sources[0] not in docstring:
-            problems.append(f"{sources[0]}: the docstring of {module}.py doesn't name {sources[0]}")
+            problems.append(
+                f"{sources[0]}: the docstring of {module}.py doesn't name {sources[0]}"
+            )
     for path in sorted((root / "mllama_lite").glob("*.py")):
         if path.stem not in wanted and path.stem not in BY_HAND:
             problems.append(f"{path.name} has no notebook")
@@ -121,23 +136,32 @@ def run_problems(notebook) -> list[str]:
     counts = [c.execution_count for c in cells]
     if counts != list(range(1, len(cells) + 1)):
         problems.append(f"was not run whole, in order: execution counts are {counts}")
-    if notebook.metadata.get("mllama_lite", {}).get("source_sha256") != source_hash(notebook):
+    if notebook.metadata.get("mllama_lite", {}).get("source_sha256") != source_hash(
+        notebook
+    ):
         problems.append("its code was edited after the last whole run")
     for number, cell in enumerate(cells, 1):
         raises = any(o.output_type == "error" for o in cell.outputs)
         tagged = "raises-exception" in cell.metadata.get("tags", [])
         if raises and not tagged:
-            problems.append(f"cell {number} shows an error without the tag raises-exception")
+            problems.append(
+                f"cell {number} shows an error without the tag raises-exception"
+            )
         if tagged and not raises:
-            problems.append(f"cell {number} has the tag raises-exception and raised nothing")
+            problems.append(
+                f"cell {number} has the tag raises-exception and raised nothing"
+            )
     return problems
 
 
 def is_picture(output) -> bool:
     data = output.get("data", {})
     html = "".join(data.get("text/html", ""))
-    return bool(WIDGET in data or PICTURE_IN_HTML.search(html)
-                or any(mime.startswith("image/") for mime in data))
+    return bool(
+        WIDGET in data
+        or PICTURE_IN_HTML.search(html)
+        or any(mime.startswith("image/") for mime in data)
+    )
 
 
 def page_problems(notebook) -> list[str]:
@@ -158,7 +182,10 @@ def check(root: Path) -> list[str]:
     problems = []
     for path in notebook_paths(root):
         notebook = read(path)
-        problems += [f"{path.name}: {p}" for p in run_problems(notebook) + page_problems(notebook)]
+        problems += [
+            f"{path.name}: {p}"
+            for p in run_problems(notebook) + page_problems(notebook)
+        ]
     return problems + module_problems(root)
 
 
@@ -199,9 +226,14 @@ def run(path: Path, root: Path) -> list[str]:
     notebook = read(path)
     notebook.metadata.pop("widgets", None)
     client = NotebookClient(
-        notebook, timeout=600, kernel_name="python3", record_timing=False,
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        record_timing=False,
         extra_arguments=["--IPKernelApp.log_level=40"],
-        coalesce_streams=True, resources={"metadata": {"path": str(path.parent)}})
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
     try:
         client.execute()
     except (CellExecutionError, CellTimeoutError) as error:
@@ -218,9 +250,15 @@ def run(path: Path, root: Path) -> list[str]:
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--export", action="store_true", help="write the modules (the default)")
-    mode.add_argument("--check", action="store_true", help="compare modules and notebooks")
-    mode.add_argument("--run", nargs="*", metavar="NAME", help="run notebooks, then export")
+    mode.add_argument(
+        "--export", action="store_true", help="write the modules (the default)"
+    )
+    mode.add_argument(
+        "--check", action="store_true", help="compare modules and notebooks"
+    )
+    mode.add_argument(
+        "--run", nargs="*", metavar="NAME", help="run notebooks, then export"
+    )
     options = parser.parse_args(arguments)
 
     known = {p.stem: p for p in notebook_paths(root)}

@@ -1,6 +1,6 @@
 """Check the built book: no page asks another host for anything, and every picture has words.
 
-    python tools/pages.py _build/html
+python tools/pages.py _build/html
 """
 
 import re
@@ -10,8 +10,17 @@ from pathlib import Path
 
 # What a browser fetches by itself, and the attribute that says from where. A link that a
 # reader clicks may lead anywhere.
-FETCHED = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src",
-           "video": "src", "audio": "src", "embed": "src", "object": "data"}
+FETCHED = {
+    "script": "src",
+    "link": "href",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "audio": "src",
+    "embed": "src",
+    "object": "data",
+}
 OUTSIDE = re.compile(r"(https?:)?//")
 OUTSIDE_CSS = re.compile(r"(@import\s+[\"']|url\(\s*[\"']?)(https?:)?//[^)\"']*")
 NOT_FETCHED = {"canonical", "next", "prev", "search", "index", "author", "license"}
@@ -45,8 +54,10 @@ def check(root: Path) -> list[str]:
         page.feed(path.read_text())
         problems += [f"{path.relative_to(root)}: {p}" for p in page.problems]
     for path in sorted(root.rglob("*.css")):
-        problems += [f"{path.relative_to(root)}: {m.group()}"
-                     for m in OUTSIDE_CSS.finditer(path.read_text())]
+        problems += [
+            f"{path.relative_to(root)}: {m.group()}"
+            for m in OUTSIDE_CSS.finditer(path.read_text())
+        ]
     return problems
 
 
