@@ -30,7 +30,8 @@ def canvases(max_tiles=4):
     `find_supported_resolutions`; the order is that of the hub's checkpoints.
     """
     sides = range(1, max_tiles + 1)
-    return [(rows, columns) for rows in sides for columns in sides if rows * columns <= max_tiles]
+    pairs = [(rows, columns) for rows in sides for columns in sides]
+    return [(rows, columns) for rows, columns in pairs if rows * columns <= max_tiles]
 
 
 def choose_canvas(height, width, tile_size, max_tiles=4):
@@ -45,7 +46,7 @@ def choose_canvas(height, width, tile_size, max_tiles=4):
         (rows, columns). Among equal scales the smallest area wins.
 
     Source: llama_models/llama3/multimodal/image_transform.py, `get_best_fit`, which
-    divides in fp32; so does this, or ties would fall differently.
+    divides in fp32; so does this. Rounding decides only above 2 million pixels a side.
     """
     options = canvases(max_tiles)
     sides = np.array(options, dtype=np.float32) * np.float32(tile_size)  # [options, 2]
@@ -78,8 +79,10 @@ def resized_size(height, width, canvas, tile_size):
     target_width = min(max(width, tile_size), canvas[1] * tile_size)
     scale_height, scale_width = target_height / height, target_width / width
     if scale_width < scale_height:
-        return max(1, min(math.floor(height * scale_width), target_height)), target_width
-    return target_height, max(1, min(math.floor(width * scale_height), target_width))
+        new_height = min(math.floor(height * scale_width), target_height)
+        return max(1, new_height), target_width
+    new_width = min(math.floor(width * scale_height), target_width)
+    return target_height, max(1, new_width)
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,8 @@ def image_to_tiles(image, tile_size, max_tiles=4):
     rows, columns = canvas
     padded = Image.new("RGB", (columns * tile_size, rows * tile_size))  # black
     padded.paste(image.resize((width, height), Image.Resampling.BILINEAR))
-    pixels = torch.from_numpy(np.array(padded)).permute(2, 0, 1)  # [3, rows·S, columns·S]
-    pixels = pixels.float() / 255
+    pixels = torch.from_numpy(np.array(padded)).float() / 255
+    pixels = pixels.permute(2, 0, 1)  # [3, rows·S, columns·S]
     mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
     pixels = (pixels - mean[:, None, None]) / std[:, None, None]
     cut = pixels.unflatten(1, (rows, tile_size)).unflatten(3, (columns, tile_size))
@@ -137,7 +140,8 @@ def open_image(source):
     """Read an image and make it RGB the way a picture viewer would show it.
 
     Rotation from EXIF is applied, transparency is laid on white, 16-bit values are
-    scaled to 8, of an animation the first frame is taken.
+    scaled to 8, of an animation the first frame is taken. Colour profiles are not
+    applied.
 
     Args:
         source: a path, the bytes of a file, a binary file object, or a PIL image.
@@ -152,38 +156,51 @@ def open_image(source):
     if isinstance(source, Image.Image):
         return _as_shown(source, "The image")
     name = f"The image {source}" if isinstance(source, (str, PathLike)) else "The image"
-    if not isinstance(source, (str, PathLike, bytes, bytearray)) and not hasattr(source, "read"):
+    if isinstance(source, (bytes, bytearray)):
+        source = io.BytesIO(source)
+    if not isinstance(source, (str, PathLike)) and not hasattr(source, "read"):
         raise InputError(
             f"An image is a {type(source).__name__}: expected a path, bytes, a file or "
             "a PIL image; open it first."
         )
-    if isinstance(source, (bytes, bytearray)):
-        source = io.BytesIO(source)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
-                return _as_shown(image, name)
-    except FileNotFoundError:
-        raise InputError(
-            f"{name} does not exist: expected the path of an image file; check the name."
-        ) from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise InputError(
-            f"{name} cannot be read ({error.strerror}): expected a readable image file; "
-            "check the path."
-        ) from None
-    except UnidentifiedImageError:
-        raise InputError(
-            f"{name} is empty or no image that Pillow knows: expected a JPEG, PNG, WebP, "
-            "GIF, BMP or TIFF file; convert it."
-        ) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InputError(
-            f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels: expected fewer, as a "
-            "guard against decompression bombs; make it smaller or raise "
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(source)
+        except Exception as error:  # Pillow's readers raise many kinds
+            raise _unusable(name, error) from None
+        with image:
+            return _as_shown(image, name)
+
+
+def _unusable(name, error):
+    """The InputError that says why an image could not be opened or decoded."""
+    if isinstance(error, FileNotFoundError):
+        return InputError(
+            f"{name} does not exist: expected the path of an image file; check the "
+            "name."
+        )
+    if isinstance(error, UnidentifiedImageError):
+        return InputError(
+            f"{name} is empty or no image that Pillow knows: expected a JPEG, PNG, "
+            "WebP, GIF, BMP or TIFF file; convert it."
+        )
+    bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+    if isinstance(error, bombs):
+        return InputError(
+            f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels: expected fewer, as "
+            "a guard against decompression bombs; make it smaller or raise "
             "PIL.Image.MAX_IMAGE_PIXELS."
-        ) from None
+        )
+    if isinstance(error, OSError) and error.strerror:
+        return InputError(
+            f"{name} cannot be read ({error.strerror}): expected a readable image "
+            "file; check the path."
+        )
+    return InputError(
+        f"{name} is truncated or damaged ({error or type(error).__name__}): expected a "
+        "complete file; copy it again."
+    )
 
 
 def _as_shown(image, name):
@@ -191,17 +208,24 @@ def _as_shown(image, name):
     try:
         image.seek(0)
         image.load()
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+    except Exception as error:
+        raise _unusable(name, error) from None
+    # Pillow takes LAB for RGB and cannot convert La, premultiplied grey, at all.
+    if 0 in image.size or image.mode in ("LAB", "La"):
         raise InputError(
-            f"{name} is truncated or damaged ({error}): expected a complete file; copy "
-            "it again."
-        ) from None
-    image = ImageOps.exif_transpose(image)
+            f"{name} has {image.width} x {image.height} pixels of mode {image.mode}: "
+            "expected at least one pixel and a mode like RGB; convert it."
+        )
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # EXIF that nobody can read turns nothing
+        pass
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        # 16-bit files come as I;16 or I; anything already within 0 to 255 stays.
-        scale = 257 if image.mode.startswith("I") and values.max(initial=0) > 255 else 1
-        image = Image.fromarray((values / scale).clip(0, 255).round().astype(np.uint8))
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        # Some readers give 16-bit files as I; there, values up to 255 stay.
+        wide = image.mode.startswith("I;16") or image.mode == "I" and values.max() > 255
+        values = (values / (257 if wide else 1)).clip(0, 255).round()
+        image = Image.fromarray(values.astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
