@@ -1,8 +1,8 @@
 """Llama 3.2 Vision, from scratch: a module for each chapter of the book.
 
-    import mllama_lite as ml
-    vlm = ml.load("meta-llama/Llama-3.2-11B-Vision-Instruct", device="cuda", dtype="bfloat16")
-    vlm.ask("photo.jpg", "What is in this picture?")
+import mllama_lite as ml
+vlm = ml.load("meta-llama/Llama-3.2-11B-Vision-Instruct", device="cuda", dtype="bfloat16")
+vlm.ask("photo.jpg", "What is in this picture?")
 """
 
 from mllama_lite.checkpoint import load_model, open_checkpoint, save_model

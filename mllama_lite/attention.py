@@ -64,8 +64,15 @@ def grouped_attention(query, key, value, mask=None, causal=False):
 
     Returns:
         [B, H, T, E].
+
+    Raises:
+        ValueError: `causal` with more keys than queries: give a `causal_mask`.
     """
     if causal:
+        if key.shape[2] != query.shape[2]:
+            raise ValueError(
+                "causal attention needs as many keys as queries, or a mask"
+            )
         return F.scaled_dot_product_attention(
             query, key, value, is_causal=True, enable_gqa=True
         )
@@ -73,17 +80,19 @@ def grouped_attention(query, key, value, mask=None, causal=False):
     group = heads // key.shape[1]
     if group == 1:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    folded = query.reshape(batch, key.shape[1], group * length, head_dim)  # [B, G, H/G·T, E]
+    folded = query.reshape(
+        batch, key.shape[1], group * length, head_dim
+    )  # [B, G, H/G·T, E]
     if mask is not None and length > 1:
         mask = mask.repeat(1, 1, group, 1)  # [B, 1, H/G·T, S]
     output = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
-    return output.view(batch, heads, length, head_dim)
+    return output.reshape(batch, heads, length, head_dim)
 
 
 class KVCache:
     """Keys and values of all tokens so far, for every self-attention layer.
 
-    Memory is taken once. Slot j of a row holds the token at position j, so rows of
+    Memory is taken in advance. Slot j of a row holds the token at position j, so rows of
     different lengths need no shifting: a short row's free slots are filled later, and
     no query looks at a slot beyond its own position.
 
@@ -105,7 +114,9 @@ class KVCache:
     def __init__(self, layers, batch, num_kv_heads, capacity, head_dim, dtype, device):
         shape = (batch, num_kv_heads, capacity, head_dim)
         self.keys = {i: torch.zeros(shape, dtype=dtype, device=device) for i in layers}
-        self.values = {i: torch.zeros(shape, dtype=dtype, device=device) for i in layers}
+        self.values = {
+            i: torch.zeros(shape, dtype=dtype, device=device) for i in layers
+        }
         self.capacity = capacity
         self.length = 0
         self.window = None
@@ -137,9 +148,16 @@ class KVCache:
 
         Returns:
             (keys, values), each a view [B, G, S, E]; S is length + T, or `window`.
+
+        Raises:
+            IndexError: there is no slot left: call `reserve` first.
         """
         keys, values = self.keys[layer], self.values[layer]
         end = self.window or self.length + key.shape[2]
+        if end > self.capacity:
+            raise IndexError(
+                f"the cache has {self.capacity} slots, and {end} are needed"
+            )
         if positions is None:
             new = slice(self.length, self.length + key.shape[2])
             keys[:, :, new] = key

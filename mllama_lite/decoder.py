@@ -117,7 +117,11 @@ class DecoderLayer(nn.Module):
         size, eps = config.hidden_size, config.rms_norm_eps
         self.input_layernorm = RMSNorm(size, eps)
         self.self_attn = SelfAttention(
-            size, config.num_attention_heads, config.num_key_value_heads, config.head_dim, layer
+            size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            layer,
         )
         self.post_attention_layernorm = RMSNorm(size, eps)
         self.mlp = MLP(size, config.intermediate_size)
@@ -145,7 +149,9 @@ class TextModel(nn.Module):
         rows = config.vocab_size + config.num_extra_embeddings
         self.embed_tokens = nn.Embedding(rows, config.hidden_size)
         self.layers = nn.ModuleList(
-            (cross_layer if i in config.cross_attention_layers else DecoderLayer)(config, i)
+            (cross_layer if i in config.cross_attention_layers else DecoderLayer)(
+                config, i
+            )
             for i in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -177,7 +183,9 @@ class TextModel(nn.Module):
             end = cache.window or cache.length + length
             slots = torch.arange(end, device=tokens.device)
             mask = (slots <= positions[:, :, None])[:, None]  # [B, 1, T, S]
-        cos, sin = rope_cos_sin(self.frequencies(tokens.device), here[:, None])  # [B or 1, 1, T, E/2]
+        cos, sin = rope_cos_sin(
+            self.frequencies(tokens.device), here[:, None]
+        )  # [B or 1, 1, T, E/2]
         hidden = self.embed_tokens(tokens)  # [B, T, D]
         for i, layer in enumerate(self.layers):
             if i not in self.config.cross_attention_layers:
@@ -192,7 +200,9 @@ class TextModel(nn.Module):
         """RoPE's frequencies, fp32 [E/2], kept per device."""
         if device not in self._frequencies:
             config = self.config
-            table = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+            table = rope_frequencies(
+                config.head_dim, config.rope_theta, config.rope_scaling
+            )
             self._frequencies[device] = table.to(device)
         return self._frequencies[device]
 
@@ -217,7 +227,9 @@ class LanguageModel(nn.Module):
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def forward(self, tokens, cache=None, positions=None, mask=None, vision=None, only=None):
+    def forward(
+        self, tokens, cache=None, positions=None, mask=None, vision=None, only=None
+    ):
         """Logits of the next token.
 
         Args:

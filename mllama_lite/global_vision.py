@@ -6,7 +6,12 @@ Built in chapter 7, notebooks/07_global_vision.ipynb. Parameter names are the hu
 import torch
 from torch import nn
 
-from mllama_lite.local_vision import LocalVision, TileEmbedding, VisionLayer, VisionLayers
+from mllama_lite.local_vision import (
+    LocalVision,
+    TileEmbedding,
+    VisionLayer,
+    VisionLayers,
+)
 from mllama_lite.tiles import canvases
 
 
@@ -73,7 +78,9 @@ class VisionModel(LocalVision):
         features = pixel_values.new_empty(*shape, config.vision_output_dim)
         for count in num_tiles.unique().tolist():
             same = (num_tiles == count).nonzero()[:, 0].to(pixel_values.device)
-            features[same] = self.encode(pixel_values[same], aspect_ratio_ids[same], count)
+            features[same] = self.encode(
+                pixel_values[same], aspect_ratio_ids[same], count
+            )
         return features
 
     def encode(self, pixel_values, aspect_ratio_ids, num_tiles):

@@ -72,7 +72,9 @@ class TileEmbedding(nn.Module):
 
     def forward(self, x, aspect_ratio_ids, num_tiles):
         """x [N, K, P, D], ids int [N], valid tiles of each image, to [N, K, P, D]."""
-        places = self.embedding(aspect_ratio_ids).unflatten(-1, self.shape)  # [N, K, 1, D]
+        places = self.embedding(aspect_ratio_ids).unflatten(
+            -1, self.shape
+        )  # [N, K, 1, D]
         return x + only_valid_tiles(places, num_tiles) * self.gate.tanh()
 
 
@@ -91,7 +93,9 @@ class PositionEmbedding(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.shape = (config.max_num_tiles, config.num_patches, config.hidden_size)
-        self.embedding = nn.Parameter(torch.zeros(config.num_patches, config.hidden_size))
+        self.embedding = nn.Parameter(
+            torch.zeros(config.num_patches, config.hidden_size)
+        )
         width = config.max_num_tiles * config.num_patches * config.hidden_size
         self.tile_embedding = nn.Embedding(config.num_aspect_ratios, width)
         self.gate = nn.Parameter(torch.zeros(1))
@@ -100,7 +104,9 @@ class PositionEmbedding(nn.Module):
         """x [N, K, P, D], ids int [N], valid tiles of each image, to [N, K, P, D]."""
         gate = self.gate.tanh()
         x = x + self.embedding * (1 - gate)
-        places = self.tile_embedding(aspect_ratio_ids).unflatten(-1, self.shape)  # [N, K, P, D]
+        places = self.tile_embedding(aspect_ratio_ids).unflatten(
+            -1, self.shape
+        )  # [N, K, P, D]
         return x + only_valid_tiles(places, num_tiles) * gate
 
 
@@ -183,7 +189,9 @@ class VisionLayer(nn.Module):
         super().__init__()
         self.input_layernorm = nn.LayerNorm(config.hidden_size, config.norm_eps)
         self.self_attn = VisionAttention(config)
-        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, config.norm_eps)
+        self.post_attention_layernorm = nn.LayerNorm(
+            config.hidden_size, config.norm_eps
+        )
         self.mlp = VisionMLP(config)
 
     def forward(self, x, num_real):
@@ -265,7 +273,9 @@ class LocalVision(nn.Module):
         super().__init__()
         self.config = config
         size, patch = config.hidden_size, config.patch_size
-        self.patch_embedding = nn.Conv2d(config.num_channels, size, patch, patch, bias=False)
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels, size, patch, patch, bias=False
+        )
         self.class_embedding = nn.Parameter(torch.zeros(size))
         self.pre_tile_positional_embedding = TileEmbedding(config)
         self.gated_positional_embedding = PositionEmbedding(config)
@@ -284,7 +294,9 @@ class LocalVision(nn.Module):
         Returns:
             [N, K, padded P, D]: class token, patches, zeros up to a multiple of 8.
         """
-        patches = self.patch_embedding(pixel_values.flatten(0, 1))  # [N·K, D, grid, grid]
+        patches = self.patch_embedding(
+            pixel_values.flatten(0, 1)
+        )  # [N·K, D, grid, grid]
         patches = patches.flatten(2).transpose(1, 2)  # [N·K, P - 1, D]
         x = patches.unflatten(0, pixel_values.shape[:2])  # [N, K, P - 1, D]
         x = self.pre_tile_positional_embedding(x, aspect_ratio_ids, num_tiles)
@@ -308,7 +320,9 @@ class LocalVision(nn.Module):
             (x, states): [N, K, padded P, D] and the list of kept inputs, same shape.
         """
         shape = x.shape[1:3]
-        order, num_real = real_tokens_first(num_tiles, shape[0], self.config.num_patches)
+        order, num_real = real_tokens_first(
+            num_tiles, shape[0], self.config.num_patches
+        )
         order = order.to(x.device)
         x, kept = layers(x.flatten(1, 2)[:, order], num_real, keep)
         back = order.argsort()

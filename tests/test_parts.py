@@ -1,0 +1,377 @@
+"""Each part alone against Meta's code and transformers, so that a mistake is found where
+it is made."""
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import cases
+import reference
+from mllama_lite.attention import (
+    KVCache,
+    SelfAttention,
+    attention_by_hand,
+    causal_mask,
+    grouped_attention,
+)
+from mllama_lite.cross_attention import VisionMemory, visible_ranges
+from mllama_lite.decoder import RMSNorm
+from mllama_lite.inference import Sampling, probabilities
+from mllama_lite.rope import (
+    RopeScaling,
+    apply_rope,
+    apply_rope_interleaved,
+    rope_cos_sin,
+    rope_frequencies,
+    to_half_split,
+    to_interleaved,
+)
+from mllama_lite.tiles import canvases, image_to_tiles
+
+SEEDS = range(12)
+
+
+@pytest.fixture(scope="module")
+def all_models():
+    return {seed: cases.models(seed) for seed in SEEDS}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def meta_code():
+    reference.start_meta()
+
+
+def largest(a, b):
+    assert a.shape == b.shape
+    return (a.double() - b.double()).abs().max().item()
+
+
+def test_rope_frequencies(proof):
+    from llama_models.llama3.model import precompute_freqs_cis
+
+    worst = 0.0
+    for head_dim in (8, 64, 80, 128):
+        for theta in (10000.0, 500000.0):
+            for scaling in (None, RopeScaling()):
+                table = precompute_freqs_cis(head_dim, 131072, theta, scaling is not None)
+                positions = torch.arange(131072)
+                cos, sin = rope_cos_sin(
+                    rope_frequencies(head_dim, theta, scaling), positions
+                )
+                worst = max(worst, largest(cos, table.real), largest(sin, table.imag))
+    proof("RoPE, cosines and sines", "Meta", "131,072 positions, 16 settings", worst, 1e-6)
+
+
+def test_rope_rotation(proof):
+    from llama_models.llama3.model import apply_rotary_emb, precompute_freqs_cis
+
+    worst = 0.0
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        start, length = 500 * seed, 7
+        query = torch.randn(2, length, 6, 32, generator=generator)  # [B, T, H, E]
+        key = torch.randn(2, length, 3, 32, generator=generator)
+        table = precompute_freqs_cis(32, start + length, 5e5, True)[start:]
+        theirs = apply_rotary_emb(query, key, table)
+        positions = torch.arange(start, start + length)
+        cos, sin = rope_cos_sin(rope_frequencies(32, 5e5, RopeScaling()), positions)
+        for ours, want in zip((query, key), theirs):
+            turned = apply_rope_interleaved(ours.transpose(1, 2), cos, sin)
+            worst = max(worst, largest(turned.transpose(1, 2), want))
+    proof("RoPE, turning (interleaved)", "Meta", "20 batches at positions to 9,506", worst, 1e-5)
+
+
+def test_layouts_are_a_permutation_apart():
+    weight = torch.randn(6 * 32, 50)
+    assert torch.equal(to_interleaved(to_half_split(weight, 6), 6), weight)
+    x = torch.randn(1, 6, 9, 32)
+    permuted = to_half_split(torch.arange(32.0)[:, None], 1)[:, 0].long()
+    cos, sin = rope_cos_sin(rope_frequencies(32), torch.arange(9))
+    a = apply_rope_interleaved(x, cos, sin)[..., permuted]
+    assert torch.allclose(apply_rope(x[..., permuted], cos, sin), a, atol=1e-6)
+
+
+def test_rope_of_the_hub(proof):
+    from transformers.models.llama.modeling_llama import (
+        LlamaRotaryEmbedding,
+        apply_rotary_pos_emb,
+    )
+    from transformers import LlamaConfig
+
+    worst = 0.0
+    for factor in (8.0, 32.0):
+        scaling = RopeScaling(factor=factor)
+        config = LlamaConfig(
+            hidden_size=256,
+            num_attention_heads=4,
+            max_position_embeddings=131072,
+            rope_parameters={"rope_type": "llama3", "rope_theta": 5e5} | vars(scaling),
+        )
+        positions = torch.randint(0, 131072, (1, 50))
+        query, key = torch.randn(1, 4, 50, 64), torch.randn(1, 2, 50, 64)
+        theirs = apply_rotary_pos_emb(
+            query, key, *LlamaRotaryEmbedding(config)(query, positions)
+        )
+        cos, sin = rope_cos_sin(rope_frequencies(64, 5e5, scaling), positions[:, None])
+        for ours, want in zip((query, key), theirs):
+            worst = max(worst, largest(apply_rope(ours, cos, sin), want))
+    proof("RoPE, turning (half-split)", "transformers", "100 positions to 131,071, factors 8 and 32", worst, 1e-5)
+
+
+def test_rms_norm(proof):
+    from llama_models.llama3.model import RMSNorm as MetaRMSNorm
+
+    worst = 0.0
+    for dtype in (torch.float32, torch.bfloat16):
+        for eps in (1e-5, 1e-6):
+            theirs, ours = MetaRMSNorm(96, eps), RMSNorm(96, eps)
+            theirs.weight.data = ours.weight.data = (1 + 0.3 * torch.randn(96)).to(dtype)
+            x = (torch.randn(64, 96) * torch.logspace(-3, 2, 64)[:, None]).to(dtype)
+            difference = (ours(x).float() - theirs(x).float()).abs()
+            worst = max(worst, (difference / theirs(x).float().abs().clamp(1)).max().item())
+    proof("RMSNorm, fp32 and bf16 (relative)", "Meta", "256 rows", worst, 1e-6)
+
+
+@pytest.mark.parametrize("mask", [None, "causal", "random"])
+def test_grouped_attention(mask, proof):
+    """The fused kernels against attention written out, and no copy of keys and values."""
+    worst = 0.0
+    for heads, kv_heads in ((4, 4), (8, 2), (6, 1), (12, 4)):
+        for length, keys in ((1, 9), (5, 9), (9, 9)):
+            if mask == "causal" and length != keys:
+                continue
+            query = torch.randn(2, heads, length, 16)
+            key, value = torch.randn(2, kv_heads, keys, 16), torch.randn(2, kv_heads, keys, 16)
+            allowed = None
+            if mask == "causal":
+                allowed = causal_mask(length, keys)
+            elif mask == "random":
+                allowed = torch.rand(2, 1, length, keys) < 0.5
+                allowed[..., 0] = True
+            want, _ = attention_by_hand(query, key, value, allowed)
+            given = allowed if mask == "random" else None
+            got = grouped_attention(query, key, value, given, causal=mask == "causal")
+            worst = max(worst, largest(got, want))
+    proof(f"Grouped attention, mask: {mask}", "softmax written out", "4 head layouts, 3 lengths", worst, 5e-6)
+
+
+def test_grouped_attention_copies_no_keys():
+    """What it allocates has the size of queries, however long the cache is."""
+    query = torch.randn(1, 16, 1, 64)
+    key, value = torch.randn(1, 2, 20000, 64), torch.randn(1, 2, 20000, 64)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        grouped_attention(query, key, value)
+    taken = sum(max(e.self_cpu_memory_usage, 0) for e in profile.events() if e.name.startswith("aten::"))
+    assert taken < key.nbytes / 4
+
+
+def test_cache_refuses_what_does_not_fit():
+    cache = KVCache([0], 1, 1, 2, 4, torch.float32, "cpu")
+    piece = torch.ones(1, 1, 2, 4)
+    cache.update(0, piece, piece)
+    cache.length = 2
+    with pytest.raises(IndexError, match="2 slots, and 3"):
+        cache.update(0, piece[:, :, :1], piece[:, :, :1])
+    cache.reserve(3)
+    keys, _ = cache.update(0, 2 * piece[:, :, :1], piece[:, :, :1])
+    assert keys[0, 0, :, 0].tolist() == [1, 1, 2]
+    with pytest.raises(ValueError, match="as many keys"):
+        grouped_attention(piece, keys, keys, causal=True)
+
+
+def test_self_attention(all_models, proof):
+    worst = 0.0
+    for seed, (config, meta, ours) in all_models.items():
+        text = config.text
+        theirs = meta.text_model.layers[0].attention
+        mine = ours.language_model.model.layers[text.self_attention_layers[0]].self_attn
+        hidden = torch.randn(3, 10, text.hidden_size)
+        positions = torch.arange(10)
+        want = theirs(
+            hidden,
+            meta.text_model.mask_cache[:, :, :10],
+            meta.text_model.freqs_cis[:10],
+            positions,
+        )
+        frequencies = rope_frequencies(text.head_dim, text.rope_theta, text.rope_scaling)
+        cos, sin = rope_cos_sin(frequencies, positions)
+        worst = max(worst, largest(mine(hidden, cos, sin), want))
+    proof("Self-attention", "Meta", "12 configurations", worst, 1e-5)
+
+
+def test_mlp_and_layer(all_models, proof):
+    worst = 0.0
+    for config, meta, ours in all_models.values():
+        layer = ours.language_model.model.layers[config.text.self_attention_layers[-1]]
+        theirs = meta.text_model.layers[-1]
+        x = torch.randn(2, 5, config.text.hidden_size)
+        worst = max(worst, largest(layer.mlp(x), theirs.feed_forward(x)))
+    proof("MLP (SwiGLU)", "Meta", "12 configurations", worst, 1e-5)
+
+
+def test_embedding(all_models, proof):
+    wrong = 0
+    for config, meta, ours in all_models.values():
+        tokens = torch.arange(config.text.vocab_size + 8)[None]
+        theirs = meta.text_model.get_partially_trainable_embedding(tokens)
+        wrong += not torch.equal(ours.language_model.model.embed_tokens(tokens), theirs)
+    proof("Embedding with 8 extra rows", "Meta", "every id of 12 configurations", wrong, 0)
+
+
+def vision_inputs(config, seed):
+    """One noise image for each of the 8 canvases."""
+    rng = random.Random(seed)
+    side = config.vision.image_size
+    tiles = [image_to_tiles(cases.image(rng, canvas, side), side) for canvas in canvases()]
+    assert [one.canvas for one in tiles] == canvases()
+    pixels = torch.stack([one.pixel_values for one in tiles])  # [8, 4, 3, S, S]
+    return pixels, torch.arange(1, 9), torch.tensor(canvases())
+
+
+def meta_states(encoder, pixels, ratios):
+    """What Meta's encoder computes on the way: embedding, last local state, kept ones."""
+    kept = {}
+    hooks = [
+        encoder.transformer.register_forward_pre_hook(lambda m, a: kept.update(embedded=a[0])),
+        encoder.transformer.register_forward_hook(lambda m, a, out: kept.update(local=out)),
+    ]
+    kept["output"] = encoder(pixels[:, None], ratios[:, None])[:, 0]
+    for hook in hooks:
+        hook.remove()
+    return kept
+
+
+def test_local_vision(all_models, proof):
+    """Embedding, local layers and kept states, for all 8 canvases."""
+    worst_embedding, worst_local = 0.0, 0.0
+    for seed, (config, meta, ours) in all_models.items():
+        pixels, ids, ratios = vision_inputs(config, seed)
+        theirs = meta_states(meta.vision_model.vision_encoder, pixels, ratios)
+        for i, (rows, columns) in enumerate(canvases()):
+            one = slice(i, i + 1)
+            embedded = ours.vision_model.embed(pixels[one], ids[one], rows * columns)
+            worst_embedding = max(
+                worst_embedding, largest(embedded.flatten(1, 2), theirs["embedded"][one])
+            )
+            x, states = super(type(ours.vision_model), ours.vision_model).forward(
+                pixels[one], ids[one], rows * columns
+            )
+            last, kept = theirs["local"]
+            mine = torch.stack(states, dim=-1).flatten(1, 2)
+            worst_local = max(
+                worst_local, largest(x.flatten(1, 2), last[one]), largest(mine, kept[one])
+            )
+    proof("Local vision, embedding", "Meta", "12 configurations, 8 canvases", worst_embedding, 2e-5)
+    proof("Local vision, last and kept states", "Meta", "12 configurations, 8 canvases", worst_local, 2e-5)
+
+
+def test_vision_model(all_models, proof):
+    worst = 0.0
+    for seed, (config, meta, ours) in all_models.items():
+        pixels, ids, ratios = vision_inputs(config, seed)
+        theirs = meta_states(meta.vision_model.vision_encoder, pixels, ratios)["output"]
+        worst = max(worst, largest(ours.vision_model(pixels, ids), theirs))
+    proof("Vision encoder, whole", "Meta", "12 configurations, 8 canvases in a batch", worst, 2e-5)
+
+
+def test_vision_of_the_hub(all_models, proof):
+    worst = 0.0
+    for seed, (config, _, ours) in all_models.items():
+        pixels, ids, ratios = vision_inputs(config, seed)
+        hub = reference.hub_model(ours).model.vision_model
+        valid = (torch.arange(4) < ratios.prod(1)[:, None]).long()[:, None]
+        theirs = hub(pixels[:, None], ids[:, None], valid).last_hidden_state[:, 0]
+        worst = max(worst, largest(ours.vision_model(pixels, ids), theirs))
+    proof("Vision encoder, whole", "transformers, corrected", "12 configurations, 8 canvases in a batch", worst, 2e-5)
+
+
+def test_padding_is_seen():
+    """Real tokens attend to padded tiles, as in Meta's code: their pixels matter."""
+    config, meta, ours = cases.models(2)
+    pixels, ids, ratios = vision_inputs(config, 2)
+    other = pixels.clone()
+    other[0, 3] += 1.0  # canvas (1, 1): tile 3 does not exist
+    ours_changed = largest(ours.vision_model(pixels, ids)[0, 0], ours.vision_model(other, ids)[0, 0])
+    encoder = meta.vision_model.vision_encoder
+    before, after = (meta_states(encoder, p, ratios)["output"] for p in (pixels, other))
+    assert ours_changed > 1e-3
+    assert abs(ours_changed - largest(before[0, 0], after[0, 0])) < 1e-4
+
+
+def test_cross_attention_layer(all_models, proof):
+    """A layer with a mask, tokens that see nothing among them."""
+    from llama_models.llama3.multimodal.model import _pad_masks
+
+    worst = 0.0
+    for seed, (config, meta, ours) in all_models.items():
+        text = meta.text_model
+        generator = torch.Generator().manual_seed(seed)
+        tokens, width = config.vision.num_patches, config.text.hidden_size
+        ranges, counts = [[(2, 6), (4, 6), (6, 9)]], [[2, 4, 1]]
+        vision = torch.randn(1, 3, 4, tokens, width, generator=generator)
+        hidden = torch.randn(1, 9, width, generator=generator)
+        masks = _pad_masks([[list(r) for r in ranges[0]]], counts, 9, 4)
+        mask, rows = text._get_xattn_mask(9, "cpu", torch.float32, vision, masks)
+        images = [vision[0, i, : counts[0][i]].flatten(0, 1) for i in range(3)]
+        memory = VisionMemory.of(ours.cross_attention_layers, [images])
+        context = memory.context(ranges, [0], 9)
+        assert context.mask is not None and context.sees is not None
+        for theirs, mine in zip(text.cross_attention_layers, ours.cross_attention_layers):
+            cache = theirs.compute_xattn_kv_cache(vision.view(1, -1, width))
+            want = theirs(hidden, mask, rows, cache)
+            worst = max(worst, largest(mine(hidden, context), want))
+    proof("Cross-attention layer with a mask", "Meta", "12 configurations, 3 images", worst, 2e-5)
+
+
+def test_which_token_sees_which_image(proof):
+    """Meta's ranges; the last of several is open here, as it is there for one image."""
+    from llama_models.llama3.chat_format import create_vision_mask
+
+    rng, wrong = random.Random(0), 0
+    for _ in range(5000):
+        row = [rng.choice([7, 7, 9]) for _ in range(rng.randrange(1, 12))]
+        theirs = create_vision_mask(row, 9)
+        ours = visible_ranges(row, 9)
+        last = (-1, len(row))
+        wrong += [(a, None if b in last else b) for a, b in theirs] != ours
+    proof("Which token sees which image", "Meta", "5,000 rows of tokens", wrong, 0)
+
+
+def test_masks_only_where_needed():
+    """One image: no mask, and no row factor once all tokens see it."""
+    layer = cases.models(1)[2].cross_attention_layers
+    width = layer[0].cross_attn.k_proj.in_features
+    one = VisionMemory.of(layer, [[torch.randn(10, width)]])
+    context = one.context([[(1, None)]], [0], 5)
+    assert context.mask is None and context.sees.flatten().tolist() == [False] + 4 * [True]
+    later = one.context([[(1, None)]], [5], 1)
+    assert later.mask is None and later.sees is None
+    assert one.context([[(9, None)]], [0], 5) is None
+    assert later.keys[layer[0].layer].shape[1] == layer[0].cross_attn.k_proj.out_features // layer[0].cross_attn.head_dim
+
+
+def test_top_p(proof):
+    from llama_models.llama3 import generation
+
+    worst = 0.0
+    for seed in range(50):
+        torch.manual_seed(seed)
+        logits = torch.randn(4, 100) * 3
+        for p in (0.1, 0.5, 0.9, 0.999):
+            for temperature in (0.3, 1.0, 2.0):
+                kept = []
+
+                def keep(probs, num_samples, kept=kept):
+                    kept.append(probs)
+                    return torch.zeros(4, 1, dtype=torch.long)
+
+                draw, torch.multinomial = torch.multinomial, keep
+                try:
+                    generation.sample_top_p((logits / temperature).softmax(-1), p)
+                finally:
+                    torch.multinomial = draw
+                ours = probabilities(logits, Sampling(temperature=temperature, top_p=p))
+                worst = max(worst, largest(ours.sort(descending=True).values, kept[0]))
+    proof("Sampling, top-p", "Meta", "200 distributions, 12 settings", worst, 1e-6)
