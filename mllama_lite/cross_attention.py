@@ -145,7 +145,9 @@ class CrossAttentionLayer(nn.Module):
             [B, T, D].
         """
         key, value = vision.keys[self.layer], vision.values[self.layer]
-        attended = self.cross_attn(self.input_layernorm(hidden), key, value, vision.mask)
+        attended = self.cross_attn(
+            self.input_layernorm(hidden), key, value, vision.mask
+        )
         if vision.sees is not None:
             attended = attended * vision.sees
         hidden = hidden + self.cross_attn_attn_gate.tanh() * attended
@@ -185,7 +187,9 @@ class VisionMemory:
         some = next(image for row in rows for image in row)
         joined = [torch.cat(row) if row else some[:0] for row in rows]
         vision = nn.utils.rnn.pad_sequence(joined, batch_first=True)  # [B, V, D]
-        pairs = {layer.layer: layer.cross_attn.keys_and_values(vision) for layer in layers}
+        pairs = {
+            layer.layer: layer.cross_attn.keys_and_values(vision) for layer in layers
+        }
         keys = {i: key for i, (key, _) in pairs.items()}
         values = {i: value for i, (_, value) in pairs.items()}
         return cls(keys, values, counts)
@@ -211,7 +215,9 @@ class VisionMemory:
         """
         width = next(iter(self.keys.values())).shape[2]
         mask = torch.zeros(len(ranges), length, width, dtype=torch.bool)  # [B, T, V]
-        for row, start, row_ranges, row_counts in zip(mask, starts, ranges, self.counts):
+        for row, start, row_ranges, row_counts in zip(
+            mask, starts, ranges, self.counts
+        ):
             offset = 0
             for (first, end), count in zip(row_ranges, row_counts):
                 end = start + length if end is None else end
