@@ -63,12 +63,17 @@ def _parser():
 
 
 def _ask(options):
-    from mllama_lite.inference import load
+    from mllama_lite.inference import Sampling, load
+    from mllama_lite.tiles import open_image
 
-    vlm = load(options.model, options.device, options.dtype, _progress())
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
+    names = ("temperature", "top_k", "top_p", "min_p", "seed")
     settings = {name: getattr(options, name) for name in names}
-    for piece in vlm.stream(options.images, options.question, **settings):
+    # A wrong setting or file is said before gigabytes are loaded.
+    Sampling(**settings)
+    images = [open_image(image) for image in options.images]
+    vlm = load(options.model, options.device, options.dtype, _progress())
+    settings["max_new_tokens"] = options.max_new_tokens
+    for piece in vlm.stream(images, options.question, **settings):
         print(piece, end="", flush=True)
     print()
 

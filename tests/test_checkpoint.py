@@ -44,7 +44,9 @@ CONFIG_90B = MllamaConfig(
 
 
 def shapes_of(model):
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return {
+        name: tuple(parameter.shape) for name, parameter in model.named_parameters()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,9 @@ def meta_folder(trio, tmp_path):
 def same(a, b):
     theirs = dict(b.named_parameters())
     mine = dict(a.named_parameters())
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
+    return mine.keys() == theirs.keys() and all(
+        torch.equal(mine[n], theirs[n]) for n in mine
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,12 +95,24 @@ def test_full_size_names_and_shapes(config, total, proof):
     ours = shapes_of(empty_model(config))
     with torch.device("meta"):
         document = config_to_hub(config, torch.bfloat16)
-        hub = transformers.MllamaForConditionalGeneration(transformers.MllamaConfig(**document))
+        hub = transformers.MllamaForConditionalGeneration(
+            transformers.MllamaConfig(**document)
+        )
     theirs = {checkpoint.old_hub_name(n): s for n, s in shapes_of(hub).items()}
     wrong = len(ours.items() ^ theirs.items())
     assert sum(torch.Size(shape).numel() for shape in ours.values()) == total
-    name = "90B" if config is CONFIG_90B else f"11B, tiles of {config.vision.image_size} pixels,"
-    proof(f"{name} names and shapes", "transformers", f"{len(ours)} tensors, {total:,} parameters", wrong, 0)
+    name = (
+        "90B"
+        if config is CONFIG_90B
+        else f"11B, tiles of {config.vision.image_size} pixels,"
+    )
+    proof(
+        f"{name} names and shapes",
+        "transformers",
+        f"{len(ours)} tensors, {total:,} parameters",
+        wrong,
+        0,
+    )
 
 
 @pytest.mark.parametrize("side, total", [(560, 10_629_184_035), (448, 10_616_650_275)])
@@ -122,14 +138,24 @@ def test_full_size_meta_layout(side, total, proof):
         "vision_num_cross_attention_layers": 8,
     }
     with torch.device("meta"):
-        theirs = shapes_of(CrossAttentionTransformer(ModelArgs(**params, max_seq_len=8)))
+        theirs = shapes_of(
+            CrossAttentionTransformer(ModelArgs(**params, max_seq_len=8))
+        )
     config = config_from_meta(params)
     assert config == MllamaConfig(vision=VisionConfig(image_size=side))
     recipes = meta_recipes(shapes_of(empty_model(config)), config)
-    ours = {source: shape for recipe in recipes.values() for source, shape in recipe.sources}
+    ours = {
+        source: shape for recipe in recipes.values() for source, shape in recipe.sources
+    }
     wrong = len(ours.items() ^ theirs.items())
     assert sum(torch.Size(shape).numel() for shape in theirs.values()) == total
-    proof(f"11B in Meta's layout, tiles of {side} pixels, names and shapes", "Meta", f"{len(ours)} tensors, {total:,} parameters", wrong, 0)
+    proof(
+        f"11B in Meta's layout, tiles of {side} pixels, names and shapes",
+        "Meta",
+        f"{len(ours)} tensors, {total:,} parameters",
+        wrong,
+        0,
+    )
 
 
 def test_published_parameters_give_the_published_configurations():
@@ -142,7 +168,11 @@ def test_published_parameters_give_the_published_configurations():
             config = config_from_meta(model.arch_args)
             side = model.arch_args["vision_chunk_size"]
             large = model.arch_args["dim"] == 8192
-            want = CONFIG_90B if large else MllamaConfig(vision=VisionConfig(image_size=side))
+            want = (
+                CONFIG_90B
+                if large
+                else MllamaConfig(vision=VisionConfig(image_size=side))
+            )
             assert config == want, model.core_model_id
             found.add((model.arch_args["dim"], side))
     assert found == {(4096, 448), (4096, 560), (8192, 560)}
@@ -168,7 +198,9 @@ def test_new_names_and_transformers_itself(trio, tmp_path, proof):
 
     config, _, ours = trio
     save_model(ours, tmp_path / "ours")
-    theirs = transformers.MllamaForConditionalGeneration.from_pretrained(tmp_path / "ours").eval()
+    theirs = transformers.MllamaForConditionalGeneration.from_pretrained(
+        tmp_path / "ours"
+    ).eval()
     theirs.save_pretrained(tmp_path / "theirs")
     back = load_model(tmp_path / "theirs")[0]
     renamed = {name: value.clone() for name, value in theirs.state_dict().items()}
@@ -179,7 +211,13 @@ def test_new_names_and_transformers_itself(trio, tmp_path, proof):
     wrong = (not same(back, ours)) + (not same(load_model(tmp_path / "new")[0], ours))
     assert "rope_parameters" in (tmp_path / "theirs" / "config.json").read_text()
     assert read_config(tmp_path / "theirs") == read_config(tmp_path / "ours")
-    proof("Checkpoint to transformers and back", "the parameters before", "old and new names, configurations of 4 and 5", wrong, 0)
+    proof(
+        "Checkpoint to transformers and back",
+        "the parameters before",
+        "old and new names, configurations of 4 and 5",
+        wrong,
+        0,
+    )
 
 
 def test_meta_layout(trio, meta_folder, proof):
@@ -192,7 +230,9 @@ def test_meta_layout(trio, meta_folder, proof):
     worst = 0.0
     for row, pictures in zip(rows, images):
         theirs = reference.meta_logits(meta, [row], [pictures])[0]
-        worst = max(worst, (VLM(model).logits(row, pictures) - theirs).abs().max().item())
+        worst = max(
+            worst, (VLM(model).logits(row, pictures) - theirs).abs().max().item()
+        )
     proof("Logits from a checkpoint in Meta's layout", "Meta", "4 rows", worst, 2e-5)
 
 
@@ -246,15 +286,30 @@ def test_text_only_llama(tmp_path, tied, factor, proof):
     want = theirs(torch.tensor([row])).logits[0]
     scale = want.abs().max().item()
     worst = (vlm.logits(row) - want).abs().max().item() / max(scale, 1)
-    greedy = theirs.generate(torch.tensor([row]), max_new_tokens=12, do_sample=False, eos_token_id=301, pad_token_id=0)
+    greedy = theirs.generate(
+        torch.tensor([row]),
+        max_new_tokens=12,
+        do_sample=False,
+        eos_token_id=301,
+        pad_token_id=0,
+    )
     assert vlm.generate(row, max_new_tokens=12, stop_ids=()) == greedy[0, 40:].tolist()
     save_model(vlm.model, tmp_path / "again")
     again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "again")
-    assert torch.equal(again.model.embed_tokens.weight, head if tied else vlm.model.language_model.model.embed_tokens.weight)
+    assert torch.equal(
+        again.model.embed_tokens.weight,
+        head if tied else vlm.model.language_model.model.embed_tokens.weight,
+    )
     with pytest.raises(InputError, match="text-only model"):
         vlm.logits(row, [object()])
     kind = "tied" if tied else "untied"
-    proof(f"Text-only Llama, {kind} head, factor {factor:g} (relative)", "transformers", "40 tokens", worst, 2e-5)
+    proof(
+        f"Text-only Llama, {kind} head, factor {factor:g} (relative)",
+        "transformers",
+        "40 tokens",
+        worst,
+        2e-5,
+    )
 
 
 MEASURE = """
@@ -317,7 +372,9 @@ def big_folders(tmp_path_factory):
     return parent
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's peak counter")
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's peak counter"
+)
 @pytest.mark.parametrize("layout", ["hub", "meta"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_peak_memory(big_folders, layout, dtype, proof):
@@ -325,13 +382,21 @@ def test_peak_memory(big_folders, layout, dtype, proof):
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     ratio, size = map(float, output.split())
     assert size > 250e6
-    proof(f"Peak memory while loading, {layout} layout to {dtype}", "bytes of the parameters", f"{size / 1e6:.0f} MB on disk", ratio, 1.1)
+    proof(
+        f"Peak memory while loading, {layout} layout to {dtype}",
+        "bytes of the parameters",
+        f"{size / 1e6:.0f} MB on disk",
+        ratio,
+        1.1,
+    )
 
 
 def test_readers_equal_the_libraries(hub, meta_folder):
     """Our header readers and the libraries' full readers see the same numbers."""
     for name, tensor in load_file(hub / "model.safetensors").items():
-        assert torch.equal(read_safetensors_header(hub / "model.safetensors")[name].read(), tensor)
+        assert torch.equal(
+            read_safetensors_header(hub / "model.safetensors")[name].read(), tensor
+        )
     index = read_pth_index(meta_folder / "consolidated.pth")
     for name, tensor in torch.load(meta_folder / "consolidated.pth").items():
         assert torch.equal(index[name].read(), tensor)
@@ -360,7 +425,9 @@ def damage(path, how):
         path.write_bytes(data[:9] + b"\xff\xff{" + data[12:])
 
 
-@pytest.mark.parametrize("how", ["truncated", "a byte short", "empty", "short", "noise", "header"])
+@pytest.mark.parametrize(
+    "how", ["truncated", "a byte short", "empty", "short", "noise", "header"]
+)
 def test_damaged_safetensors(hub, how):
     damage(hub / "model.safetensors", how)
     with pytest.raises(InputError, match="truncated or damaged"):
@@ -454,7 +521,10 @@ def test_missing_files(trio, tmp_path, hub):
         ({"text_config.hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"text_config.num_key_value_heads": 5}, "expected a multiple"),
         ({"text_config.tie_word_embeddings": True}, "tie"),
-        ({"vision_config.supported_aspect_ratios": [[1, 1]]}, "supported_aspect_ratios"),
+        (
+            {"vision_config.supported_aspect_ratios": [[1, 1]]},
+            "supported_aspect_ratios",
+        ),
     ],
 )
 def test_wrong_configurations(trio, change, says):
@@ -497,6 +567,13 @@ def test_too_little_memory_is_said_before_loading(hub, monkeypatch):
 def test_configurations_survive_the_round_trip():
     for seed in range(20):
         config = reference.random_config(seed)
-        assert config_from_hub(json.loads(json.dumps(config_to_hub(config, torch.float32)))) == (
-            MllamaConfig(config.text, config.vision, config.image_token_index, config.eos_token_ids)
+        assert config_from_hub(
+            json.loads(json.dumps(config_to_hub(config, torch.float32)))
+        ) == (
+            MllamaConfig(
+                config.text,
+                config.vision,
+                config.image_token_index,
+                config.eos_token_ids,
+            )
         )

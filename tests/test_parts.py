@@ -55,13 +55,17 @@ def test_rope_frequencies(proof):
     for head_dim in (8, 64, 80, 128):
         for theta in (10000.0, 500000.0):
             for scaling in (None, RopeScaling()):
-                table = precompute_freqs_cis(head_dim, 131072, theta, scaling is not None)
+                table = precompute_freqs_cis(
+                    head_dim, 131072, theta, scaling is not None
+                )
                 positions = torch.arange(131072)
                 cos, sin = rope_cos_sin(
                     rope_frequencies(head_dim, theta, scaling), positions
                 )
                 worst = max(worst, largest(cos, table.real), largest(sin, table.imag))
-    proof("RoPE, cosines and sines", "Meta", "131,072 positions, 16 settings", worst, 1e-6)
+    proof(
+        "RoPE, cosines and sines", "Meta", "131,072 positions, 16 settings", worst, 1e-6
+    )
 
 
 def test_rope_rotation(proof):
@@ -80,7 +84,13 @@ def test_rope_rotation(proof):
         for ours, want in zip((query, key), theirs):
             turned = apply_rope_interleaved(ours.transpose(1, 2), cos, sin)
             worst = max(worst, largest(turned.transpose(1, 2), want))
-    proof("RoPE, turning (interleaved)", "Meta", "20 batches at positions to 9,506", worst, 1e-5)
+    proof(
+        "RoPE, turning (interleaved)",
+        "Meta",
+        "20 batches at positions to 9,506",
+        worst,
+        1e-5,
+    )
 
 
 def test_layouts_are_a_permutation_apart():
@@ -117,7 +127,13 @@ def test_rope_of_the_hub(proof):
         cos, sin = rope_cos_sin(rope_frequencies(64, 5e5, scaling), positions[:, None])
         for ours, want in zip((query, key), theirs):
             worst = max(worst, largest(apply_rope(ours, cos, sin), want))
-    proof("RoPE, turning (half-split)", "transformers", "100 positions to 131,071, factors 8 and 32", worst, 1e-5)
+    proof(
+        "RoPE, turning (half-split)",
+        "transformers",
+        "100 positions to 131,071, factors 8 and 32",
+        worst,
+        1e-5,
+    )
 
 
 def test_rms_norm(proof):
@@ -127,10 +143,14 @@ def test_rms_norm(proof):
     for dtype in (torch.float32, torch.bfloat16):
         for eps in (1e-5, 1e-6):
             theirs, ours = MetaRMSNorm(96, eps), RMSNorm(96, eps)
-            theirs.weight.data = ours.weight.data = (1 + 0.3 * torch.randn(96)).to(dtype)
+            theirs.weight.data = ours.weight.data = (1 + 0.3 * torch.randn(96)).to(
+                dtype
+            )
             x = (torch.randn(64, 96) * torch.logspace(-3, 2, 64)[:, None]).to(dtype)
             difference = (ours(x).float() - theirs(x).float()).abs()
-            worst = max(worst, (difference / theirs(x).float().abs().clamp(1)).max().item())
+            worst = max(
+                worst, (difference / theirs(x).float().abs().clamp(1)).max().item()
+            )
     proof("RMSNorm, fp32 and bf16 (relative)", "Meta", "256 rows", worst, 1e-6)
 
 
@@ -143,7 +163,10 @@ def test_grouped_attention(mask, proof):
             if mask == "causal" and length != keys:
                 continue
             query = torch.randn(2, heads, length, 16)
-            key, value = torch.randn(2, kv_heads, keys, 16), torch.randn(2, kv_heads, keys, 16)
+            key, value = (
+                torch.randn(2, kv_heads, keys, 16),
+                torch.randn(2, kv_heads, keys, 16),
+            )
             allowed = None
             if mask == "causal":
                 allowed = causal_mask(length, keys)
@@ -154,7 +177,13 @@ def test_grouped_attention(mask, proof):
             given = allowed if mask == "random" else None
             got = grouped_attention(query, key, value, given, causal=mask == "causal")
             worst = max(worst, largest(got, want))
-    proof(f"Grouped attention, mask: {mask}", "softmax written out", "4 head layouts, 3 lengths", worst, 5e-6)
+    proof(
+        f"Grouped attention, mask: {mask}",
+        "softmax written out",
+        "4 head layouts, 3 lengths",
+        worst,
+        5e-6,
+    )
 
 
 def test_grouped_attention_copies_no_keys():
@@ -163,7 +192,11 @@ def test_grouped_attention_copies_no_keys():
     key, value = torch.randn(1, 2, 20000, 64), torch.randn(1, 2, 20000, 64)
     with torch.profiler.profile(profile_memory=True) as profile:
         grouped_attention(query, key, value)
-    taken = sum(max(e.self_cpu_memory_usage, 0) for e in profile.events() if e.name.startswith("aten::"))
+    taken = sum(
+        max(e.self_cpu_memory_usage, 0)
+        for e in profile.events()
+        if e.name.startswith("aten::")
+    )
     assert taken < key.nbytes / 4
 
 
@@ -195,7 +228,9 @@ def test_self_attention(all_models, proof):
             meta.text_model.freqs_cis[:10],
             positions,
         )
-        frequencies = rope_frequencies(text.head_dim, text.rope_theta, text.rope_scaling)
+        frequencies = rope_frequencies(
+            text.head_dim, text.rope_theta, text.rope_scaling
+        )
         cos, sin = rope_cos_sin(frequencies, positions)
         worst = max(worst, largest(mine(hidden, cos, sin), want))
     proof("Self-attention", "Meta", "12 configurations", worst, 1e-5)
@@ -217,14 +252,18 @@ def test_embedding(all_models, proof):
         tokens = torch.arange(config.text.vocab_size + 8)[None]
         theirs = meta.text_model.get_partially_trainable_embedding(tokens)
         wrong += not torch.equal(ours.language_model.model.embed_tokens(tokens), theirs)
-    proof("Embedding with 8 extra rows", "Meta", "every id of 12 configurations", wrong, 0)
+    proof(
+        "Embedding with 8 extra rows", "Meta", "every id of 12 configurations", wrong, 0
+    )
 
 
 def vision_inputs(config, seed):
     """One noise image for each of the 8 canvases."""
     rng = random.Random(seed)
     side = config.vision.image_size
-    tiles = [image_to_tiles(cases.image(rng, canvas, side), side) for canvas in canvases()]
+    tiles = [
+        image_to_tiles(cases.image(rng, canvas, side), side) for canvas in canvases()
+    ]
     assert [one.canvas for one in tiles] == canvases()
     pixels = torch.stack([one.pixel_values for one in tiles])  # [8, 4, 3, S, S]
     return pixels, torch.arange(1, 9), torch.tensor(canvases())
@@ -234,8 +273,12 @@ def meta_states(encoder, pixels, ratios):
     """What Meta's encoder computes on the way: embedding, last local state, kept ones."""
     kept = {}
     hooks = [
-        encoder.transformer.register_forward_pre_hook(lambda m, a: kept.update(embedded=a[0])),
-        encoder.transformer.register_forward_hook(lambda m, a, out: kept.update(local=out)),
+        encoder.transformer.register_forward_pre_hook(
+            lambda m, a: kept.update(embedded=a[0])
+        ),
+        encoder.transformer.register_forward_hook(
+            lambda m, a, out: kept.update(local=out)
+        ),
     ]
     kept["output"] = encoder(pixels[:, None], ratios[:, None])[:, 0]
     for hook in hooks:
@@ -253,7 +296,8 @@ def test_local_vision(all_models, proof):
             one = slice(i, i + 1)
             embedded = ours.vision_model.embed(pixels[one], ids[one], rows * columns)
             worst_embedding = max(
-                worst_embedding, largest(embedded.flatten(1, 2), theirs["embedded"][one])
+                worst_embedding,
+                largest(embedded.flatten(1, 2), theirs["embedded"][one]),
             )
             x, states = super(type(ours.vision_model), ours.vision_model).forward(
                 pixels[one], ids[one], rows * columns
@@ -261,10 +305,24 @@ def test_local_vision(all_models, proof):
             last, kept = theirs["local"]
             mine = torch.stack(states, dim=-1).flatten(1, 2)
             worst_local = max(
-                worst_local, largest(x.flatten(1, 2), last[one]), largest(mine, kept[one])
+                worst_local,
+                largest(x.flatten(1, 2), last[one]),
+                largest(mine, kept[one]),
             )
-    proof("Local vision, embedding", "Meta", "12 configurations, 8 canvases", worst_embedding, 2e-5)
-    proof("Local vision, last and kept states", "Meta", "12 configurations, 8 canvases", worst_local, 2e-5)
+    proof(
+        "Local vision, embedding",
+        "Meta",
+        "12 configurations, 8 canvases",
+        worst_embedding,
+        2e-5,
+    )
+    proof(
+        "Local vision, last and kept states",
+        "Meta",
+        "12 configurations, 8 canvases",
+        worst_local,
+        2e-5,
+    )
 
 
 def test_vision_model(all_models, proof):
@@ -273,7 +331,13 @@ def test_vision_model(all_models, proof):
         pixels, ids, ratios = vision_inputs(config, seed)
         theirs = meta_states(meta.vision_model.vision_encoder, pixels, ratios)["output"]
         worst = max(worst, largest(ours.vision_model(pixels, ids), theirs))
-    proof("Vision encoder, whole", "Meta", "12 configurations, 8 canvases in a batch", worst, 2e-5)
+    proof(
+        "Vision encoder, whole",
+        "Meta",
+        "12 configurations, 8 canvases in a batch",
+        worst,
+        2e-5,
+    )
 
 
 def test_vision_of_the_hub(all_models, proof):
@@ -284,7 +348,13 @@ def test_vision_of_the_hub(all_models, proof):
         valid = (torch.arange(4) < ratios.prod(1)[:, None]).long()[:, None]
         theirs = hub(pixels[:, None], ids[:, None], valid).last_hidden_state[:, 0]
         worst = max(worst, largest(ours.vision_model(pixels, ids), theirs))
-    proof("Vision encoder, whole", "transformers, corrected", "12 configurations, 8 canvases in a batch", worst, 2e-5)
+    proof(
+        "Vision encoder, whole",
+        "transformers, corrected",
+        "12 configurations, 8 canvases in a batch",
+        worst,
+        2e-5,
+    )
 
 
 def test_padding_is_seen():
@@ -293,7 +363,9 @@ def test_padding_is_seen():
     pixels, ids, ratios = vision_inputs(config, 2)
     other = pixels.clone()
     other[0, 3] += 1.0  # canvas (1, 1): tile 3 does not exist
-    ours_changed = largest(ours.vision_model(pixels, ids)[0, 0], ours.vision_model(other, ids)[0, 0])
+    ours_changed = largest(
+        ours.vision_model(pixels, ids)[0, 0], ours.vision_model(other, ids)[0, 0]
+    )
     encoder = meta.vision_model.vision_encoder
     before, after = (meta_states(encoder, p, ratios)["output"] for p in (pixels, other))
     assert ours_changed > 1e-3
@@ -318,11 +390,19 @@ def test_cross_attention_layer(all_models, proof):
         memory = VisionMemory.of(ours.cross_attention_layers, [images])
         context = memory.context(ranges, [0], 9)
         assert context.mask is not None and context.sees is not None
-        for theirs, mine in zip(text.cross_attention_layers, ours.cross_attention_layers):
+        for theirs, mine in zip(
+            text.cross_attention_layers, ours.cross_attention_layers
+        ):
             cache = theirs.compute_xattn_kv_cache(vision.view(1, -1, width))
             want = theirs(hidden, mask, rows, cache)
             worst = max(worst, largest(mine(hidden, context), want))
-    proof("Cross-attention layer with a mask", "Meta", "12 configurations, 3 images", worst, 2e-5)
+    proof(
+        "Cross-attention layer with a mask",
+        "Meta",
+        "12 configurations, 3 images",
+        worst,
+        2e-5,
+    )
 
 
 def test_which_token_sees_which_image(proof):
@@ -345,11 +425,16 @@ def test_masks_only_where_needed():
     width = layer[0].cross_attn.k_proj.in_features
     one = VisionMemory.of(layer, [[torch.randn(10, width)]])
     context = one.context([[(1, None)]], [0], 5)
-    assert context.mask is None and context.sees.flatten().tolist() == [False] + 4 * [True]
+    assert context.mask is None and context.sees.flatten().tolist() == [False] + 4 * [
+        True
+    ]
     later = one.context([[(1, None)]], [5], 1)
     assert later.mask is None and later.sees is None
     assert one.context([[(9, None)]], [0], 5) is None
-    assert later.keys[layer[0].layer].shape[1] == layer[0].cross_attn.k_proj.out_features // layer[0].cross_attn.head_dim
+    assert (
+        later.keys[layer[0].layer].shape[1]
+        == layer[0].cross_attn.k_proj.out_features // layer[0].cross_attn.head_dim
+    )
 
 
 def test_top_p(proof):
