@@ -327,7 +327,6 @@ print((status("VmHWM") - before) / sum(p.nbytes for p in model.parameters()), re
 @pytest.fixture(scope="module")
 def big_folders(tmp_path_factory):
     """A checkpoint of some 300 MB, in both layouts."""
-    from mllama_lite.rope import to_interleaved
 
     config = MllamaConfig(
         TextConfig(

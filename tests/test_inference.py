@@ -1,6 +1,5 @@
 """Generating, sampling, conversations, and what `ask` refuses; end to end on both layouts."""
 
-import json
 import shutil
 
 import pytest
@@ -9,54 +8,21 @@ from matplotlib import cbook
 from PIL import Image
 
 import cases
+import random_checkpoint
 import reference
-from mllama_lite import InputError, Sampling, load, save_model
-from mllama_lite.checkpoint import config_to_hub
-from mllama_lite.decoder import TextConfig
+from mllama_lite import InputError, Sampling, load
 from mllama_lite.inference import VLM, Session, probabilities
-from mllama_lite.local_vision import VisionConfig
-from mllama_lite.model import MllamaConfig
 from mllama_lite.tokenizer import Tokenizer
 
 PHOTO = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
-
-SMALL = MllamaConfig(
-    TextConfig(
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        cross_attention_layers=(1, 3),
-        max_position_embeddings=600,
-    ),
-    VisionConfig(
-        hidden_size=32,
-        attention_heads=2,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_global_layers=1,
-        image_size=56,
-        intermediate_layers_indices=(0, 2),
-    ),
-)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A random checkpoint with Meta's real tokenizer, in the hub's layout and in Meta's."""
     parent = tmp_path_factory.mktemp("model")
-    with torch.no_grad():
-        meta = reference.meta_model(SMALL)
-        ours = reference.ours_from_meta(meta, SMALL)
-    save_model(ours, parent / "hub")
-    (parent / "meta").mkdir()
-    torch.save(meta.state_dict(), parent / "meta" / "consolidated.00.pth")
-    document = config_to_hub(SMALL, torch.float32)
-    (parent / "meta" / "config.json").write_text(json.dumps(document))
     for layout in ("hub", "meta"):
-        shutil.copy(reference.tokenizer_path(), parent / layout / "tokenizer.model")
+        random_checkpoint.write(parent / layout, layout)
     return parent
 
 

@@ -5,13 +5,11 @@ import random
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import cases
 import reference
 from mllama_lite.attention import (
     KVCache,
-    SelfAttention,
     attention_by_hand,
     causal_mask,
     grouped_attention,
