@@ -213,25 +213,25 @@ class VisionMemory:
         Returns:
             VisionContext, or None if no token sees any image.
         """
-        width = next(iter(self.keys.values())).shape[2]
-        mask = torch.zeros(len(ranges), length, width, dtype=torch.bool)  # [B, T, V]
-        for row, start, row_ranges, row_counts in zip(
-            mask, starts, ranges, self.counts
-        ):
-            offset = 0
-            for (first, end), count in zip(row_ranges, row_counts):
+        key = next(iter(self.keys.values()))
+        most = max(map(len, self.counts))
+        # A column for each image and one for a row's padding, which nothing sees.
+        images = torch.zeros(len(ranges), length, most + 1, dtype=torch.bool)
+        repeats = torch.zeros(len(ranges), most + 1, dtype=torch.long)  # [B, M + 1]
+        for i, (start, row, counts) in enumerate(zip(starts, ranges, self.counts)):
+            for j, ((first, end), count) in enumerate(zip(row, counts, strict=True)):
                 end = start + length if end is None else end
-                rows = slice(max(first - start, 0), max(end - start, 0))
-                row[rows, offset : offset + count] = True
-                offset += count
-        sees = mask.any(dim=-1, keepdim=True)  # [B, T, 1]
+                images[i, max(first - start, 0) : max(end - start, 0), j] = True
+                repeats[i, j] = count
+            repeats[i, most] = key.shape[2] - sum(counts)
+        sees = images.any(dim=-1, keepdim=True)  # [B, T, 1]
         if not sees.any():
             return None
-        mask |= ~sees  # a row that sees nothing sees all, and is multiplied by 0
-        device = next(iter(self.keys.values())).device
-        return VisionContext(
-            self.keys,
-            self.values,
-            None if mask.all() else mask[:, None].to(device),
-            None if sees.all() else sees.to(device),
-        )
+        images |= ~sees  # a row that sees nothing sees all, and is multiplied by 0
+        mask = None
+        if (~images & (repeats > 0)[:, None]).any():
+            rows = [row.repeat_interleave(n, dim=1) for row, n in zip(images, repeats)]
+            mask = torch.stack(rows)[:, None].to(key.device)  # [B, 1, T, V]
+        if sees.all():
+            return VisionContext(self.keys, self.values, mask)
+        return VisionContext(self.keys, self.values, mask, sees.to(key.device))
