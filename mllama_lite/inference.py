@@ -4,7 +4,9 @@ Built in chapter 10, notebooks/10_inference.ipynb.
 """
 
 import re
+import weakref
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -23,9 +25,12 @@ class Sampling:
 
     Attributes:
         temperature: divides the logits; 0 takes the most likely token (greedy).
-        top_k: keep only the k most likely tokens; 0 keeps all.
-        top_p: keep the fewest tokens whose probabilities reach this sum; 1 keeps all.
-        min_p: keep tokens at least this fraction as likely as the likeliest; 0 keeps all.
+        top_k: keep only the k most likely tokens, and any as likely as the last of
+            them; 0 keeps all.
+        top_p: keep a token if all likelier ones together have at most this probability;
+            1 keeps all.
+        min_p: keep a token if it is at least this fraction as likely as the likeliest;
+            0 keeps all.
         seed: of the random numbers; None for different ones every time.
 
     Raises:
@@ -39,21 +44,28 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self):
-        whole = isinstance(self.top_k, int)
-        for name, good, expected in (
-            ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
-            ("top_k", whole and self.top_k >= 0, "a whole number, 0 (all) or more"),
-            ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1 (all)"),
-            ("min_p", 0 <= self.min_p <= 1, "0 (all) to 1"),
+        whole = (int, type(None))
+        for name, kind, fits, expected in (
+            (
+                "temperature",
+                Real,
+                lambda x: 0 <= x < float("inf"),
+                "0 (greedy) or more",
+            ),
+            ("top_k", int, lambda x: x >= 0, "a whole number, 0 (all) or more"),
+            ("top_p", Real, lambda x: 0 < x <= 1, "more than 0 and at most 1 (all)"),
+            ("min_p", Real, lambda x: 0 <= x <= 1, "0 (all) to 1"),
             (
                 "seed",
-                self.seed is None or isinstance(self.seed, int),
-                "a whole number or None",
+                whole,
+                lambda x: x is None or 0 <= x < 2**64,
+                "0 to 2^64 - 1, or None",
             ),
         ):
-            if not good:
+            value = getattr(self, name)
+            if not (isinstance(value, kind) and fits(value)):
                 raise InputError(
-                    f"{name} is {getattr(self, name)!r}: expected {expected}; change it."
+                    f"{name} is {value!r}: expected {expected}; change it."
                 )
 
 
@@ -70,12 +82,13 @@ def probabilities(logits, sampling):
     Source: llama_models/llama3/generation.py, `sample_top_p`; Holtzman et al. 2020;
     Nguyen et al. 2024.
     """
-    probs = (logits / sampling.temperature).softmax(dim=-1)
+    # Division by less could overflow; it would choose the likeliest token anyway.
+    probs = (logits / max(sampling.temperature, 1e-30)).softmax(dim=-1)
     if 0 < sampling.top_k < probs.shape[-1]:
         smallest = probs.topk(sampling.top_k).values[:, -1:]  # [B, 1]
         probs = probs.masked_fill(probs < smallest, 0.0)
+        probs = probs / probs.sum(dim=-1, keepdim=True)  # top-p counts what is left
     if sampling.top_p < 1:
-        probs = probs / probs.sum(dim=-1, keepdim=True)
         ordered, index = probs.sort(dim=-1, descending=True)
         before = ordered.cumsum(dim=-1) - ordered  # mass of all likelier tokens
         kept = ordered.masked_fill(before > sampling.top_p, 0.0)
@@ -141,9 +154,14 @@ class Session:
 
         Returns:
             fp32 [B, W], for the token after each row's last.
+
+        Raises:
+            ValueError: a row has nothing new, or a batch that saw images gets more.
         """
         starts, new = self.lengths, [row[n:] for row, n in zip(rows, self.lengths)]
         length = max(map(len, new))
+        if not all(new):
+            raise ValueError("every row needs at least one new token")
         device = self.model.device
         self._see([row[n:] for row, n in zip(images, self.num_images)])
         ranges = [
@@ -155,14 +173,14 @@ class Session:
         self.cache.reserve(self.cache.length + length)
         vision = self.memory and self.memory.context(ranges, starts, length)
         only = torch.tensor([len(row) - 1 for row in new], device=device)
-        window, self.cache.window = self.cache.window, None
+        static, self.cache.window = self.cache.window is not None, None
         positions = self._positions(torch.tensor(starts), length)
         logits = self.model(
             tokens.to(device), self.cache, positions, None, vision, only
         )
         self.lengths = [len(row) for row in rows]
         self.cache.length = max(self.lengths)
-        self.cache.window = window
+        self.cache.window = self.cache.capacity if static else None
         self._later = self.memory and self.memory.context(ranges, self.lengths, 1)
         self._next = torch.tensor(self.lengths, device=device)  # [B]
         return logits[:, 0]
@@ -176,8 +194,9 @@ class Session:
         Returns:
             fp32 [B, W].
         """
-        if self.cache.window is None:
-            self.cache.reserve(self.cache.length + 1)
+        self.cache.reserve(self.cache.length + 1)
+        if self.cache.window is not None:
+            self.cache.window = self.cache.capacity
         positions = self._positions(self._next, 1)
         logits = self.model(tokens[:, None], self.cache, positions, None, self._later)
         self.lengths = [n + 1 for n in self.lengths]
@@ -194,10 +213,13 @@ class Session:
 
     def _see(self, images):
         """Encode the new images of each row and remember them."""
-        new = self.model.see(images) if any(images) else None
+        if not any(images):
+            return
+        if self.memory is not None and len(images) > 1:
+            raise ValueError("images that come later are for a session of one row")
+        new = self.model.see(images)
+        self.memory = new if self.memory is None else self.memory.extended(new)
         self.num_images = [n + len(row) for n, row in zip(self.num_images, images)]
-        if new is not None:
-            self.memory = new if self.memory is None else self.memory.extended(new)
 
 
 @torch.inference_mode()
@@ -264,10 +286,8 @@ def memory_needs(config, dtype, tokens, images):
         "text cache": tokens * a_token * len(text.self_attention_layers) * size,
         "image cache": 0,
     }
-    heads = (text.num_attention_heads + 2 * text.num_key_value_heads) * text.head_dim
-    working = (
-        tokens * max(3 * text.intermediate_size, heads + 2 * text.hidden_size) * size
-    )
+    # In the MLP: three tensors of its width, four of the model's around it.
+    working = tokens * (3 * text.intermediate_size + 4 * text.hidden_size) * size
     if vision and images:
         seen = images * vision.max_num_tiles * vision.num_patches
         needs["image cache"] = seen * a_token * len(text.cross_attention_layers) * size
@@ -284,7 +304,7 @@ class VLM:
 
     Args:
         model: Mllama.
-        tokenizer: Tokenizer, or None: then `logits` and `generate` work, `ask` does not.
+        tokenizer: Tokenizer, or None: `logits` and `generate` work without, `ask` not.
         report: LoadReport, what loading found.
 
     Attributes:
@@ -298,8 +318,8 @@ class VLM:
         if tokenizer and tokenizer.vocab_size != self.config.text.vocab_size:
             raise InputError(
                 f"The tokenizer has {tokenizer.vocab_size} tokens: expected "
-                f"{self.config.text.vocab_size}, as the model has; use the one that came "
-                "with it."
+                f"{self.config.text.vocab_size}, as the model has; use the one that "
+                "came with it."
             )
 
     def ask(self, images, question=None, max_new_tokens=256, **sampling):
@@ -386,7 +406,7 @@ class VLM:
     def generate_batch(
         self, rows, images, max_new_tokens=64, stop_ids=None, **sampling
     ):
-        """`generate` for several prompts at once, of any lengths, with and without images.
+        """`generate` for several prompts at once: any lengths, with or without images.
 
         Args:
             rows: list of B lists of token ids.
@@ -395,10 +415,12 @@ class VLM:
         Returns:
             list of B lists of new ids.
         """
-        settings = _settings(sampling)
+        settings = _settings(max_new_tokens, sampling, fewest=0)
         rows, tiles = self._prepared(rows, images, max_new_tokens)
         stops = self._stop_ids if stop_ids is None else stop_ids
         results = [[] for _ in rows]
+        if not rows:
+            return results
         for ids in generate(self.model, rows, tiles, max_new_tokens, stops, settings):
             for result, id in zip(results, ids):
                 if id is not None:
@@ -420,6 +442,12 @@ class VLM:
                 f"There are {len(rows)} rows of tokens and {len(images)} of images: "
                 "expected as many; give rows without images an empty list."
             )
+        for row in images:
+            if not isinstance(row, (list, tuple)):
+                raise InputError(
+                    f"Images are a {type(row).__name__}: expected a list, one image "
+                    "for each image token; put a single one into a list."
+                )
         rows = [_as_ids(row) for row in rows]
         for row, row_images in zip(rows, images):
             self._check(row, len(row_images), max_new_tokens)
@@ -428,8 +456,8 @@ class VLM:
     def _tiles(self, image):
         if not hasattr(image, "convert"):
             raise InputError(
-                f"An image is a {type(image).__name__}: expected a PIL image; open it with "
-                "mllama_lite.open_image."
+                f"An image is a {type(image).__name__}: expected a PIL image; open it "
+                "with mllama_lite.open_image."
             )
         vision = self.config.vision
         return image_to_tiles(image, vision.image_size, vision.max_num_tiles)
@@ -439,27 +467,28 @@ class VLM:
         text = self.config.text
         if num_images and self.config.vision is None:
             raise InputError(
-                f"There are {num_images} images for a text-only model: expected none; use "
-                "a vision model, or ask without images."
+                f"There are {num_images} images for a text-only model: expected none; "
+                "use a vision model, or ask without images."
             )
         highest = self._image_id if self.config.vision else text.vocab_size - 1
         wrong = [id for id in row if not 0 <= id <= highest]
         if wrong or not row:
+            what = f"Token id {wrong[0]}" if wrong else "An empty list of tokens"
             raise InputError(
-                f"{f'Token id {wrong[0]}' if wrong else 'An empty list of tokens'} cannot be "
-                f"run: expected ids from 0 to {highest}; check which tokenizer made them."
+                f"{what} cannot be run: expected ids from 0 to {highest}; check which "
+                "tokenizer made them."
             )
         markers = row.count(self._image_id) if self.config.vision else 0
         if markers != num_images:
             raise InputError(
-                f"There are {markers} image tokens and {num_images} images: expected one "
-                "token for each image; add or remove some."
+                f"There are {markers} image tokens and {num_images} images: expected "
+                "one token for each image; add or remove some."
             )
         longest = text.max_position_embeddings
         if len(row) + max_new_tokens > longest:
             raise InputError(
-                f"The prompt has {len(row)} tokens and may grow by {max_new_tokens}: expected "
-                f"at most {longest} in all, the model's context; shorten it."
+                f"The prompt has {len(row)} tokens and may grow by {max_new_tokens}: "
+                f"expected at most {longest} in all, the model's context; shorten it."
             )
 
 
@@ -468,14 +497,19 @@ def _as_ids(row):
     row = row.tolist() if isinstance(row, torch.Tensor) else row
     if not isinstance(row, (list, tuple)) or any(type(id) is not int for id in row):
         raise InputError(
-            f"Tokens are {str(row)[:40]!r}: expected a list of whole numbers; encode text "
-            "with the tokenizer first."
+            f"Tokens are {str(row)[:40]!r}: expected a list of whole numbers; encode "
+            "text with the tokenizer first."
         )
     return list(row)
 
 
-def _settings(sampling):
-    """Sampling from keyword arguments."""
+def _settings(max_new_tokens, sampling, fewest=1):
+    """Sampling from keyword arguments; the length of the answer is checked as well."""
+    if type(max_new_tokens) is not int or max_new_tokens < fewest:
+        raise InputError(
+            f"max_new_tokens is {max_new_tokens!r}: expected a whole number, {fewest} "
+            "or more; change it."
+        )
     unknown = sampling.keys() - Sampling.__dataclass_fields__.keys()
     if unknown:
         raise InputError(
@@ -503,7 +537,8 @@ class Conversation:
         if vlm.tokenizer is None:
             raise InputError(
                 "The model's folder has no tokenizer: expected tokenizer.model or "
-                "tokenizer.json for asking in words; add one, or use generate with token ids."
+                "tokenizer.json for asking in words; add one, or use generate with "
+                "token ids."
             )
         self.vlm, self.tokenizer = vlm, vlm.tokenizer
         self.tokens = [self.tokenizer.bos_id]
@@ -511,28 +546,30 @@ class Conversation:
             self.tokens += self.tokenizer.encode_message("system", system)[0]
         self.tiles = []
         self._session = None
+        self._writing = lambda: None  # the answer that is being written, or None
 
     def ask(self, images, question=None, max_new_tokens=256, **sampling):
         """One turn; see `VLM.ask`."""
         return "".join(self.stream(images, question, max_new_tokens, **sampling))
 
     def stream(self, images, question=None, max_new_tokens=256, **sampling):
-        """One turn, in pieces; see `VLM.stream`."""
+        """One turn, in pieces; see `VLM.stream`.
+
+        The turn begins when the first piece is taken. A later question ends an answer
+        that is still being written; what was written of it is kept.
+        """
         if question is None and isinstance(images, str):
             images, question = None, images
         if not isinstance(question, str) or not question.strip():
             raise InputError(
-                f"The question is {question!r}: expected some text; write what you want to know."
+                f"The question is {question!r}: expected some text; write what you "
+                "want to know."
             )
-        images = (
-            [] if images is None else images if isinstance(images, list) else [images]
-        )
-        settings = _settings(sampling)
-        if type(max_new_tokens) is not int or max_new_tokens < 1:
-            raise InputError(
-                f"max_new_tokens is {max_new_tokens!r}: expected a whole number, 1 or more; "
-                "change it."
-            )
+        if not isinstance(images, (list, tuple)):
+            images = [] if images is None else [images]
+        settings = _settings(max_new_tokens, sampling)
+        if (earlier := self._writing()) is not None:
+            earlier.close()
         turn, _ = self.tokenizer.encode_message(
             "user", [*map(_Image, images), question]
         )
@@ -540,10 +577,12 @@ class Conversation:
         prompt = self.tokens + turn + header
         self.vlm._check(prompt, len(self.tiles) + len(images), max_new_tokens)
         tiles = self.tiles + [self.vlm._tiles(open_image(image)) for image in images]
-        return self._answer(prompt, tiles, max_new_tokens, settings)
+        answer = self._answer(prompt, tiles, max_new_tokens, settings)
+        self._writing = weakref.ref(answer)  # a dropped answer frees its memory at once
+        return answer
 
     def _answer(self, prompt, tiles, max_new_tokens, settings):
-        """Stream an answer; whatever of it was written is kept, also when it is cut off."""
+        """Stream an answer; what was written is kept, also when it is cut off."""
         model, stops = self.vlm.model, self.tokenizer.stop_ids
         if self._session is None:
             self._session = Session(model, 1, len(prompt) + max_new_tokens)
@@ -570,7 +609,7 @@ class Conversation:
 
 
 class _Image:
-    """Stands for an image in a message's content, so that a path is not read as text."""
+    """Stands for an image in a message, so that a path is not read as text."""
 
     def __init__(self, source):
         self.source = source
@@ -593,8 +632,9 @@ def load(model, device=None, dtype=None, progress=None):
     """
     device, dtype = find_device(device), find_dtype(dtype)
     folder = find_folder(model)
-    loaded, report = load_model(open_checkpoint(folder), device, dtype, progress)
-    return VLM(loaded, find_tokenizer(folder), report)
+    checkpoint, tokenizer = open_checkpoint(folder), find_tokenizer(folder)
+    loaded, report = load_model(checkpoint, device, dtype, progress)
+    return VLM(loaded, tokenizer, report)
 
 
 def find_folder(model):
@@ -622,12 +662,12 @@ def find_device(device):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(device)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # on the meta device there is no number
     except (RuntimeError, AssertionError, NotImplementedError):
         there = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         raise InputError(
-            f"The device {str(device)!r} is not there: expected one of {', '.join(there)}; "
-            "choose another."
+            f"The device {str(device)!r} is not there: expected one of "
+            f"{', '.join(there)}; choose another."
         ) from None
     return device
 
@@ -647,7 +687,7 @@ def find_dtype(dtype):
         return dtype
     if dtype not in known:
         raise InputError(
-            f"The dtype {str(dtype)!r} is not known: expected one of {', '.join(known)}; "
-            "choose another."
+            f"The dtype {str(dtype)!r} is not known: expected one of "
+            f"{', '.join(known)}; choose another."
         )
     return known[dtype]
