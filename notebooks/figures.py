@@ -87,7 +87,7 @@ def architecture(lit):
             label,
             ha="center",
             va="center",
-            fontsize=8.5,
+            fontsize=8 if on else 8.5,
             weight=weight,
         )
         centres[name] = (x, y, width / 2 + 0.03, height / 2 + 0.03)

@@ -51,7 +51,7 @@ def read_page():
     for line in PAGE.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
         if len(cells) == 6 and cells[5].startswith("`"):
-            row = Row(*cells[:5], cells[5].strip("`"))
+            row = Row(*(cell.strip("`") for cell in cells))
             rows[row.part, row.against] = row
     return rows
 
@@ -111,7 +111,7 @@ def page(rows):
     )
     versions = re.sub(r"\+\w+", "", versions)
     table = "\n".join(
-        f"| {row.part} | {row.against} | {row.inputs} | {row.difference} | {row.limit} | `{row.test}` |"
+        f"| {row.part} | {row.against} | {row.inputs} | `{row.difference}` | `{row.limit}` | `{row.test}` |"
         for row in rows
     )
     return PAGE_TEXT.format(

@@ -208,6 +208,51 @@ def test_conversation_that_is_cut_off_goes_on(vlm):
     assert fresh.shape == (len(chat.tokens), 128256)
 
 
+def test_a_new_question_ends_the_answer_before(vlm):
+    """Two streams of one conversation: the first is closed, and nothing is mixed up."""
+    chat = vlm.conversation()
+    first = chat.stream(PHOTO, "Tell me.", max_new_tokens=20)
+    next(first)
+    second = chat.stream("And?", max_new_tokens=4)
+    assert list(first) == []
+    list(second)
+    end = vlm.tokenizer.special["<|eot_id|>"]
+    assert chat.tokens.count(end) == 4  # two questions, two answers
+    session = chat._session
+    with torch.inference_mode():
+        cut = session.lengths[0]
+        follow = session.step(torch.tensor([chat.tokens[cut]]))[0]
+    fresh = vlm.logits(chat.tokens[: cut + 1], [Image.open(PHOTO)])[-1]
+    assert (follow - fresh).abs().max() < 2e-5
+
+
+def test_sessions_that_outgrow_their_cache(small):
+    config, vlm = small
+    rows, images = cases.batch(5, config)
+    tiles = cases.tiles_of(config, images)
+    roomy = Session(vlm.model, 4, 40)
+    for tight in (Session(vlm.model, 4, 2), Session(vlm.model, 4, 2, static=True)):
+        a = tight.extend(rows, tiles)
+        b = roomy.extend(rows, tiles) if roomy.lengths[0] == 0 else None
+        assert b is None or (a - b).abs().max() < 2e-5
+    want = [roomy.step(torch.tensor([1, 2, 3, i])) for i in range(5)]
+    got = [tight.step(torch.tensor([1, 2, 3, i])) for i in range(5)]
+    assert max((a - b).abs().max().item() for a, b in zip(got, want)) < 2e-5
+
+
+def test_sessions_refuse_what_they_cannot_do(small):
+    config, vlm = small
+    rows, images = cases.batch(5, config)
+    tiles = cases.tiles_of(config, images)
+    session = Session(vlm.model, 4, 40)
+    session.extend(rows, tiles)
+    with pytest.raises(ValueError, match="at least one new token"):
+        session.extend(rows, tiles)
+    more = [row + [config.image_token_index] for row in rows]
+    with pytest.raises(ValueError, match="a session of one row"):
+        session.extend(more, [row + tiles[1][:1] for row in tiles])
+
+
 def test_prompt_is_metas(vlm, monkeypatch):
     """The token ids that `ask` feeds are those of Meta's chat format."""
     from llama_models.datatypes import RawMediaItem, RawMessage, RawTextItem
@@ -278,9 +323,9 @@ def test_sampling_cuts():
     )
     assert kept(min_p=0.2) == [0, 1, 2] and kept(min_p=1.0) == [0]
     assert kept(top_k=3, top_p=0.6, min_p=0.1) == [0, 1]
-    assert torch.equal(
-        probabilities(logits, Sampling(temperature=1e-6))[0].argmax(), torch.tensor(0)
-    )
+    for temperature in (1e-6, 1e-40):
+        cold = probabilities(logits, Sampling(temperature=temperature))[0]
+        assert cold.tolist() == [1, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
