@@ -6,16 +6,20 @@ its parameter, so that little more than the model itself is ever in memory.
 """
 
 import json
+import math
 import os
 import pickle
 import re
 import struct
+import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mllama_lite.decoder import TextConfig
@@ -25,6 +29,7 @@ from mllama_lite.model import MllamaConfig, config_from_hub, empty_model
 from mllama_lite.rope import RopeScaling, to_half_split
 from mllama_lite.tiles import canvases
 from mllama_lite.tokenizer import NUM_SPECIAL_TOKENS
+
 
 CHUNK = 1 << 24  # numbers that are converted at a time
 
@@ -105,32 +110,31 @@ def read_safetensors_header(path):
         length = struct.unpack("<Q", first)[0] if len(first) == 8 else size
         if 8 + length > size:
             raise _damaged(path, f"its header does not fit into its {size} bytes")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            tensors = {}
-            for name, entry in header.items():
-                begin, end = entry["data_offsets"]
-                dtype, shape = (
-                    SAFETENSORS_DTYPES.get(entry["dtype"]),
-                    tuple(entry["shape"]),
-                )
-                if dtype is None:
-                    raise InputError(
-                        f"{name} in {path} has dtype {entry['dtype']}: expected one of "
-                        f"{', '.join(SAFETENSORS_DTYPES)}; quantised files do not load."
-                    )
-                if end - begin != torch.Size(shape).numel() * dtype.itemsize:
-                    raise _damaged(
-                        path, f"{name} has {end - begin} bytes for shape {shape}"
-                    )
-                if 8 + length + end > size:
-                    raise _damaged(path, f"{name} ends beyond its {size} bytes")
-                tensors[name] = StoredTensor(path, 8 + length + begin, dtype, shape)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise _damaged(path, "its header is not what safetensors writes") from None
+        header = file.read(length)
+    places = {}
+    try:
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        for name, entry in entries.items():
+            dtype = SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
+            # torch.Size takes whole numbers only.
+            begin, end = torch.Size(entry["data_offsets"])
+            places[name] = dtype, torch.Size(entry["shape"]), begin, end
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise _damaged(path, "its header is not what safetensors writes") from None
+    tensors = {}
+    for name, (dtype, shape, begin, end) in places.items():
+        if not isinstance(dtype, torch.dtype):
+            raise InputError(
+                f"{name} in {path} has dtype {dtype}: expected one of "
+                f"{', '.join(SAFETENSORS_DTYPES)}; quantised files do not load."
+            )
+        wanted = math.prod(shape) * dtype.itemsize
+        if min((begin, *shape)) < 0 or end - begin != wanted:
+            raise _damaged(path, f"{name} has {end - begin} bytes for {list(shape)}")
+        if 8 + length + end > size:
+            raise _damaged(path, f"{name} ends beyond its {size} bytes")
+        tensors[name] = StoredTensor(path, 8 + length + begin, dtype, tuple(shape))
     return tensors
 
 
@@ -150,39 +154,86 @@ def read_pth_index(path):
         InputError: the file is truncated or damaged, or holds more than tensors.
     """
     path = Path(path)
+    records = _zip_records(path)
     try:
         with FakeTensorMode():
             document = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(
-            f"{path} holds more than tensors: expected a state dict; it was not "
-            "unpickled, because that could run any program; get the original file."
+            f"{path} holds more than tensors, or is damaged: expected a state dict; it "
+            "was not unpickled, because that could run any program; get the original "
+            "file."
         ) from None
-    except (RuntimeError, EOFError, ValueError, OSError):
-        raise _damaged(
-            path, "it is not a complete file that torch.save wrote"
-        ) from None
+    except Exception:  # a damaged pickle can raise anything
+        raise _damaged(path, "it is not what torch.save writes") from None
     tensors = {}
-    for name, tensor in (
-        document.items() if isinstance(document, dict) else [("", None)]
-    ):
-        if not isinstance(tensor, torch.Tensor):
+    document = document if isinstance(document, dict) else {0: document}
+    for name, tensor in document.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise InputError(
                 f"{path} holds a {type(tensor).__name__} at {name!r}: expected a state "
                 "dict of tensors alone; get the original file."
             )
-        if not tensor.is_contiguous():
-            raise _damaged(path, f"{name} is stored with strides {tensor.stride()}")
-        begin = tensor.untyped_storage()._checkpoint_offset
-        offset = begin + tensor.storage_offset() * tensor.dtype.itemsize
+        if tensor.dtype not in SAFETENSORS_DTYPES.values():
+            raise InputError(
+                f"{name} in {path} has dtype {tensor.dtype}: expected one of "
+                f"{', '.join(SAFETENSORS_DTYPES)}; quantised files do not load."
+            )
+        if tensor.layout != torch.strided or not tensor.is_contiguous():
+            raise InputError(
+                f"{name} in {path} is not stored row by row: expected contiguous "
+                "tensors; save it again after calling contiguous() on them."
+            )
+        storage = tensor.untyped_storage()
+        begin = getattr(storage, "_checkpoint_offset", None)
+        last = tensor.storage_offset() * tensor.dtype.itemsize + tensor.nbytes
+        if tensor.numel() and not last <= records.get(begin, -1):
+            raise _damaged(path, f"the numbers of {name} are not where they should be")
+        offset = (begin or 0) + last - tensor.nbytes
         tensors[name] = StoredTensor(path, offset, tensor.dtype, tuple(tensor.shape))
     return tensors
 
 
+def _zip_records(path):
+    """Where the members of a zip file begin that are not compressed, and their sizes.
+
+    torch computes these places without looking. A file that another program has packed
+    anew differs, and would yield wrong numbers.
+    """
+    records, order = {}, sys.byteorder
+    try:
+        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+            for member in archive.infolist():
+                if member.compress_type == zipfile.ZIP_STORED:
+                    file.seek(member.header_offset + 26)
+                    lengths = struct.unpack("<HH", file.read(4))  # of name and extra
+                    begin = member.header_offset + 30 + sum(lengths)
+                    records[begin] = member.file_size
+                if member.filename.endswith("/byteorder"):
+                    order = archive.read(member).decode()
+    except Exception:  # so can a damaged zip file
+        raise _damaged(path, "it is not a complete zip file") from None
+    if order != sys.byteorder:
+        raise _damaged(path, f"its byte order is {order!r}")
+    return records
+
+
 def _damaged(path, what):
     return InputError(
-        f"{path} is truncated or damaged ({what}): expected a complete file; download it again."
+        f"{path} is truncated or damaged ({what}): expected a complete file; download "
+        "it again."
     )
+
+
+def _read_json(path):
+    """Parse a JSON file that has to be an object."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(document, dict):
+            raise ValueError
+    except (ValueError, RecursionError):
+        raise _damaged(path, "it is not a JSON object") from None
+    return document
 
 
 def find_files(folder):
@@ -195,8 +246,7 @@ def find_files(folder):
         ("hub", list of .safetensors) or ("meta", list of .pth).
 
     Raises:
-        InputError: no such folder, no weights in it, or a shard that its index names
-            is missing.
+        InputError: no such folder, no weights in it, or a shard is missing.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -206,33 +256,34 @@ def find_files(folder):
         )
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing or not names:
-            raise InputError(
-                f"{folder} lacks {missing[0] if missing else 'the shards'}, which its "
-                f"index names: expected {len(names)} shards; download the missing ones."
-            )
+        places = _read_json(index).get("weight_map")
+        names = list(places.values()) if isinstance(places, dict) else []
+        if not names or not all(isinstance(name, str) for name in names):
+            raise _damaged(index, "it has no weight_map from tensors to files")
+        names = sorted(set(names))
+        for name in names:
+            if not (folder / name).is_file():
+                raise InputError(
+                    f"{folder} lacks {name}, which its index names: expected "
+                    f"{len(names)} shards; download the missing ones."
+                )
         return "hub", [folder / name for name in names]
     if (folder / "model.safetensors").is_file():
         return "hub", [folder / "model.safetensors"]
-    if files := sorted(folder.glob("consolidated*.pth")):
+    files = sorted(file for file in folder.glob("consolidated*.pth") if file.is_file())
+    if files:
+        names = [file.name for file in files]
+        numbered = [f"consolidated.{i:02}.pth" for i in range(len(files))]
+        if names not in (["consolidated.pth"], numbered):
+            raise InputError(
+                f"{folder} has {', '.join(names)}: expected consolidated.pth, or "
+                "consolidated.00.pth and so on; download what is missing."
+            )
         return "meta", files
     raise InputError(
         f"{folder} has no weights: expected model.safetensors (or its index) or "
         "consolidated*.pth; point to the folder that holds them."
     )
-
-
-def _read_json(path):
-    """Parse a JSON file that has to be an object."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(document, dict):
-            raise ValueError
-    except (ValueError, UnicodeDecodeError):
-        raise _damaged(path, "it is not a JSON object") from None
-    return document
 
 
 def read_config(folder):
@@ -248,14 +299,17 @@ def read_config(folder):
         InputError: neither file is there, or one that is of another architecture.
     """
     folder = Path(folder)
-    if (folder / "config.json").is_file():
-        return config_from_hub(
-            _read_json(folder / "config.json"), folder / "config.json"
-        )
-    if (folder / "params.json").is_file():
-        return config_from_meta(
-            _read_json(folder / "params.json"), folder / "params.json"
-        )
+    for name, reader in {
+        "config.json": config_from_hub,
+        "params.json": config_from_meta,
+    }.items():
+        path = folder / name
+        if path.is_file():
+            document = _read_json(path)
+            try:
+                return reader(document, path)
+            except (TypeError, AttributeError, ZeroDivisionError):
+                raise _damaged(path, "an entry is not of the kind expected") from None
     if not folder.is_dir():
         find_files(folder)
     raise InputError(
@@ -281,17 +335,17 @@ def config_from_meta(params, where="params.json"):
     `_init_fusion_schedule` (which layers).
     """
     params = params.get("model", params)
+    side = params.get("vision_chunk_size", -1)
     try:
         width, heads, num_layers = params["dim"], params["n_heads"], params["n_layers"]
         multiple = params["multiple_of"]
+        num_cross = params["vision_num_cross_attention_layers"] if side > 0 else 0
     except KeyError as error:
         raise InputError(
             f"{where} has no entry {error}: expected Meta's params.json of a Llama 3 "
             "model; download the file again."
         ) from None
     hidden = int((params.get("ffn_dim_multiplier") or 1.0) * int(8 * width / 3))
-    num_cross = params.get("vision_num_cross_attention_layers", -1)
-    side = params.get("vision_chunk_size", -1)
     cross = ()
     if num_cross > 0:
         # One cross layer before every `step`-th self layer, counted from the last.
@@ -513,8 +567,8 @@ class LoadReport:
     def __str__(self):
         return (
             f"{self.layout} layout, {self.num_parameters:,} parameters, "
-            f"{self.stored_bytes / 2**30:.2f} GiB: {len(self.loaded)} tensors loaded as "
-            f"stored, {len(self.converted)} converted, {len(self.missing)} missing, "
+            f"{self.stored_bytes / 2**30:.2f} GiB: {len(self.loaded)} tensors loaded "
+            f"as stored, {len(self.converted)} converted, {len(self.missing)} missing, "
             f"{len(self.unexpected)} unexpected"
         )
 
@@ -555,7 +609,13 @@ def open_checkpoint(folder):
             read_safetensors_header(file) if layout == "hub" else read_pth_index(file)
         )
         for name, tensor in index.items():
-            name = old_hub_name(name) if layout == "hub" and not text_only else name
+            if layout == "hub":
+                name = name if text_only else old_hub_name(name)
+                if name in stored:
+                    raise InputError(
+                        f"{name} is in {stored[name][0].file} and again in {file}: "
+                        "expected each tensor once; download the model again."
+                    )
             stored.setdefault(name, []).append(tensor)
     recipes = (
         hub_recipes(shapes, text_only)
@@ -574,20 +634,18 @@ def open_checkpoint(folder):
             continue
         for source, shape in recipe.sources:
             _cut_dimension(stored[source], shape, source)
+            report.stored_bytes += math.prod(shape) * stored[source][0].dtype.itemsize
+        # The last parameter is the head, or the embedding where the two are tied.
+        report.dtype = stored[sources[0]][0].dtype
         as_stored = recipe.convert is None and len(sources) == 1
         (report.loaded if as_stored else report.converted).append(name)
-    # A tied head and precomputed RoPE tables are stored by some writers; both are known.
+    # Some writers store a tied head and precomputed RoPE tables; both are known.
     known = wanted | {"lm_head.weight", "output.weight", "rope.freqs"}
     report.unexpected = [
         name
         for name in stored
         if name not in known and not name.endswith("rotary_emb.inv_freq")
     ]
-    used = [tensor for name in wanted for tensor in stored.get(name, [])]
-    report.stored_bytes = sum(
-        torch.Size(tensor.shape).numel() * tensor.dtype.itemsize for tensor in used
-    )
-    report.dtype = used[0].dtype if used else None
     return Checkpoint(folder, config, recipes, stored, report)
 
 
@@ -607,9 +665,11 @@ def _cut_dimension(shards, shape, name):
             whole[dimension] *= len(shards)
             if tuple(whole) == shape and len(shards) > 1:
                 return dimension
+    more = f" and {len(shards) - 1} more files" if len(shards) > 1 else ""
     raise InputError(
-        f"{name} in {shards[0].file} has shape {list(first)}: expected {list(shape)} "
-        "from the configuration; use the configuration that came with these weights."
+        f"{name} in {shards[0].file}{more} has shape {list(first)}: expected "
+        f"{list(shape)} from the configuration; use the configuration and all files "
+        "that came with these weights."
     )
 
 
@@ -638,20 +698,19 @@ def load_model(folder, device="cpu", dtype=None, progress=None):
         if names:
             raise InputError(
                 f"{checkpoint.folder} {problem} {len(names)} tensors, the first "
-                f"{names[0]}: expected exactly those of its configuration; download the "
-                "model again."
+                f"{names[0]}: expected exactly those of its configuration; download "
+                "the model again."
             )
     dtype, device = dtype or report.dtype, torch.device(device)
     needed = report.num_parameters * dtype.itemsize
     free = free_memory(device)
     if free is not None and needed > free:
         raise InputError(
-            f"{checkpoint.folder} needs {needed / 2**30:.2f} GiB on {device} in {dtype}, and "
-            f"{free / 2**30:.2f} GiB are free: expected enough for all parameters; free "
-            "some, or choose a smaller dtype or another device."
+            f"{checkpoint.folder} needs {needed / 2**30:.2f} GiB on {device} in "
+            f"{dtype}, and {free / 2**30:.2f} GiB are free: expected enough for all "
+            "parameters; free some, or choose a smaller dtype or another device."
         )
-    model = empty_model(checkpoint.config).to(dtype).to_empty(device=device)
-    model.language_model.tie_weights()
+    model = _allocated(empty_model(checkpoint.config), dtype, device)
     done = 0
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -664,14 +723,22 @@ def load_model(folder, device="cpu", dtype=None, progress=None):
                     else parameter
                 )
                 row += shape[0]
-                _fill(rows, checkpoint.stored[source], shape, source, recipe.convert)
-                done += (
-                    torch.Size(shape).numel()
-                    * checkpoint.stored[source][0].dtype.itemsize
-                )
+                stored = checkpoint.stored[source]
+                _fill(rows, stored, shape, source, recipe.convert)
+                done += math.prod(shape) * stored[0].dtype.itemsize
             if progress:
                 progress(done, report.stored_bytes)
     return model.eval(), report
+
+
+def _allocated(model, dtype, device):
+    """Give the parameters of an empty model memory; nothing is written to it yet."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            memory = torch.empty(parameter.shape, dtype=dtype, device=device)
+            setattr(module, name, nn.Parameter(memory))
+    model.language_model.tie_weights()
+    return model
 
 
 def _fill(parameter, shards, shape, name, convert):
@@ -734,7 +801,12 @@ def save_model(model, folder, max_shard_bytes=5 * 10**9):
         ]
     for name, shard in zip(names, shards):
         save_file(shard, folder / (name + ".part"), metadata={"format": "pt"})
+    for name in names:
         os.replace(folder / (name + ".part"), folder / name)
+    # An earlier model in one file, or the index of one in shards, would be read first.
+    index_path = folder / "model.safetensors.index.json"
+    stale = folder / "model.safetensors" if len(shards) > 1 else index_path
+    stale.unlink(missing_ok=True)
     if len(shards) > 1:
         index = {
             "metadata": {
@@ -744,7 +816,7 @@ def save_model(model, folder, max_shard_bytes=5 * 10**9):
                 key: name for name, shard in zip(names, shards) for key in shard
             },
         }
-        _write_json(index, folder / "model.safetensors.index.json")
+        _write_json(index, index_path)
     _write_json(config_to_hub(model.config, model.dtype), folder / "config.json")
 
 
@@ -777,8 +849,8 @@ def download(model_id):
         from huggingface_hub import errors
     except ImportError:
         raise InputError(
-            f"{model_id} is on the hub, and huggingface_hub is not installed: expected the "
-            "extra for downloads; run pip install 'mllama-lite[hub]'."
+            f"{model_id} is on the hub, and huggingface_hub is not installed: expected "
+            "the extra for downloads; run pip install 'mllama-lite[hub]'."
         ) from None
     try:
         return Path(
@@ -786,8 +858,9 @@ def download(model_id):
         )
     except (errors.GatedRepoError, errors.RepositoryNotFoundError):
         raise InputError(
-            f"The hub gives no access to {model_id}: expected a model that exists and whose "
-            "licence you have accepted; accept it on the model's page and run hf auth login."
+            f"The hub gives no access to {model_id}: expected a model that exists and "
+            "whose licence you have accepted; accept it on the model's page and run hf "
+            "auth login."
         ) from None
     except errors.HFValidationError:
         raise InputError(
@@ -795,8 +868,9 @@ def download(model_id):
         ) from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError):
         raise InputError(
-            f"The hub cannot be reached for {model_id}, and it was not downloaded before: "
-            "expected a network connection; connect, or give the path of a folder."
+            f"The hub cannot be reached for {model_id}, and it was not downloaded "
+            "before: expected a network connection; connect, or give the path of a "
+            "folder."
         ) from None
 
 
@@ -826,15 +900,15 @@ def config_to_hub(config, dtype):
             "num_hidden_layers",
             "num_attention_heads",
             "num_key_value_heads",
+            "head_dim",
             "rms_norm_eps",
             "rope_theta",
             "max_position_embeddings",
             "tie_word_embeddings",
         )
     }
-    first_special = (
-        text.vocab_size - NUM_SPECIAL_TOKENS
-    )  # they are the last of the vocabulary
+    # The special tokens are the last of the vocabulary.
+    first_special = text.vocab_size - NUM_SPECIAL_TOKENS
     entries |= {
         "hidden_act": "silu",
         "bos_token_id": max(first_special, 0),
@@ -849,7 +923,6 @@ def config_to_hub(config, dtype):
         return (
             {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
             | entries
-            | {"head_dim": text.head_dim}
             | common
         )
     entries["model_type"] = "mllama_text_model"

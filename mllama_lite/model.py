@@ -107,7 +107,7 @@ def _text_config(entries, where, cross_attention_layers):
         head_dim=entries.get("head_dim") or default_head_dim,
         rms_norm_eps=entries["rms_norm_eps"],
         rope_scaling=RopeScaling(**stretched) if kind == "llama3" else None,
-        rope_theta=rope.get("rope_theta", entries.get("rope_theta", 500000.0)),
+        rope_theta=rope.get("rope_theta") or entries["rope_theta"],
         max_position_embeddings=entries.get("max_position_embeddings", 131072),
         tie_word_embeddings=entries.get("tie_word_embeddings", False),
         cross_attention_layers=cross_attention_layers,
@@ -197,13 +197,9 @@ class Mllama(nn.Module):
         Returns:
             VisionMemory, or None if no row has an image.
         """
-        encoded = iter(
-            self.encode_images([one for row in rows for one in row])
-            if any(rows)
-            else []
-        )
         if not any(rows):
             return None
+        encoded = iter(self.encode_images([one for row in rows for one in row]))
         images = [[next(encoded) for _ in row] for row in rows]
         return VisionMemory.of(self.cross_attention_layers, images)
 
@@ -233,7 +229,7 @@ class _SkipInitialValues(TorchFunctionMode):
 
 
 def empty_model(config):
-    """A model of names and shapes alone: on the meta device, nothing computed or stored.
+    """A model of names and shapes alone, on the meta device: nothing is computed.
 
     Args:
         config: MllamaConfig, of any size.
