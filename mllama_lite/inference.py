@@ -353,8 +353,8 @@ class VLM:
         """Begin a conversation of several turns, whose caches are kept.
 
         Args:
-            system: text of a system message, or None. The published chat template takes
-                none together with images; Meta's code takes it.
+            system: text of a system message, or None. Meta's code takes one together
+                with images; the hub's first chat template refused.
 
         Returns:
             Conversation.
