@@ -23,7 +23,7 @@ import torch
 
 from mllama_lite.checkpoint import load_model, save_model
 from mllama_lite.decoder import TextConfig
-from mllama_lite.inference import Session
+from mllama_lite.generation import Session
 from mllama_lite.local_vision import VisionConfig
 from mllama_lite.model import Mllama, MllamaConfig
 from mllama_lite.tiles import Tiles

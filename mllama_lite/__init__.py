@@ -7,7 +7,8 @@ vlm.ask("photo.jpg", "What is in this picture?")
 
 from mllama_lite.checkpoint import load_model, open_checkpoint, save_model
 from mllama_lite.errors import InputError
-from mllama_lite.inference import VLM, Conversation, Sampling, load
+from mllama_lite.generation import Sampling
+from mllama_lite.inference import VLM, Conversation, load
 from mllama_lite.model import Mllama, MllamaConfig
 from mllama_lite.tiles import image_to_tiles, open_image
 from mllama_lite.tokenizer import Tokenizer

@@ -63,7 +63,8 @@ def _parser():
 
 
 def _ask(options):
-    from mllama_lite.inference import Sampling, load
+    from mllama_lite.generation import Sampling
+    from mllama_lite.inference import load
     from mllama_lite.tiles import open_image
 
     names = ("temperature", "top_k", "top_p", "min_p", "seed")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from mllama_lite.checkpoint import config_to_hub, meta_recipes
+from mllama_lite.layouts import config_to_hub, meta_recipes
 from mllama_lite.decoder import TextConfig
 from mllama_lite.local_vision import VisionConfig
 from mllama_lite.model import Mllama, MllamaConfig

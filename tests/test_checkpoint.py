@@ -14,23 +14,20 @@ from safetensors.torch import load_file, save_file
 import cases
 import reference
 from mllama_lite import checkpoint
-from mllama_lite.checkpoint import (
-    config_from_meta,
-    config_to_hub,
-    load_model,
-    meta_recipes,
-    open_checkpoint,
-    read_config,
-    read_pth_index,
-    read_safetensors_header,
-    save_model,
-)
+from mllama_lite.checkpoint import load_model, open_checkpoint, read_config, save_model
 from mllama_lite.decoder import TextConfig
 from mllama_lite.errors import InputError
 from mllama_lite.inference import VLM, load
+from mllama_lite.layouts import (
+    config_from_meta,
+    config_to_hub,
+    meta_recipes,
+    old_hub_name,
+)
 from mllama_lite.local_vision import VisionConfig
 from mllama_lite.model import MllamaConfig, config_from_hub, empty_model
 from mllama_lite.rope import RopeScaling
+from mllama_lite.storage import read_pth_index, read_safetensors_header
 
 CONFIG_90B = MllamaConfig(
     TextConfig(
@@ -98,7 +95,7 @@ def test_full_size_names_and_shapes(config, total, proof):
         hub = transformers.MllamaForConditionalGeneration(
             transformers.MllamaConfig(**document)
         )
-    theirs = {checkpoint.old_hub_name(n): s for n, s in shapes_of(hub).items()}
+    theirs = {old_hub_name(n): s for n, s in shapes_of(hub).items()}
     wrong = len(ours.items() ^ theirs.items())
     assert sum(torch.Size(shape).numel() for shape in ours.values()) == total
     name = (

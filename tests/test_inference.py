@@ -11,7 +11,8 @@ import cases
 import random_checkpoint
 import reference
 from mllama_lite import InputError, Sampling, load
-from mllama_lite.inference import VLM, Session, probabilities
+from mllama_lite.generation import Session, probabilities
+from mllama_lite.inference import VLM
 from mllama_lite.tokenizer import Tokenizer
 
 PHOTO = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
@@ -285,7 +286,7 @@ def test_seeds(vlm):
 
 def test_sampling_frequencies():
     """20,000 draws against the distribution they are drawn from."""
-    from mllama_lite.inference import Sampler
+    from mllama_lite.generation import Sampler
 
     logits = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0]]).repeat(20000, 1)
     for settings in (

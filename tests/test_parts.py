@@ -16,7 +16,7 @@ from mllama_lite.attention import (
 )
 from mllama_lite.cross_attention import VisionMemory, visible_ranges
 from mllama_lite.decoder import RMSNorm
-from mllama_lite.inference import Sampling, probabilities
+from mllama_lite.generation import Sampling, probabilities
 from mllama_lite.rope import (
     RopeScaling,
     apply_rope,
