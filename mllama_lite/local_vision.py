@@ -147,14 +147,10 @@ class VisionAttention(nn.Module):
         value = self.v_proj(x).unflatten(-1, heads).transpose(1, 2)  # [N, H, V, E]
         real, padding = query[:, :, :num_real], query[:, :, num_real:]
         key_of_real, value_of_real = key[:, :, :num_real], value[:, :, :num_real]
-        output = torch.cat(
-            [
-                F.scaled_dot_product_attention(real, key, value),
-                F.scaled_dot_product_attention(padding, key_of_real, value_of_real),
-            ],
-            dim=2,
-        )  # [N, H, V, E]
-        return self.o_proj(output.transpose(1, 2).flatten(2))  # [N, V, D]
+        output = F.scaled_dot_product_attention(real, key, value)  # [N, H, real, E]
+        rest = F.scaled_dot_product_attention(padding, key_of_real, value_of_real)
+        output = torch.cat([output.transpose(1, 2), rest.transpose(1, 2)], dim=1)
+        return self.o_proj(output.flatten(2))  # [N, V, D]
 
 
 class VisionMLP(nn.Module):

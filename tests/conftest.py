@@ -137,7 +137,7 @@ number of inputs that differ. All parameters, gates included, are random and non
 
 "Meta" is the code of the package llama-models, run live. "transformers, corrected" has
 its two deviations from Meta repaired from outside: vision states kept before their
-blocks, and attention output zeroed for tokens that see no image. Chapters 6 and 8 show
+blocks, and attention output zeroed for tokens that see no image. Chapters 6 to 8 show
 both uncorrected.
 """
 
