@@ -54,7 +54,7 @@ def variants(picture):
         picture.crop((0, 0, width, 60)).resize((2400, 400)),
         picture.crop((0, 0, 37, height)),
         picture.crop((0, 0, 37, height)).resize((300, 2400)),
-        picture.resize((500, 1600)),
+        picture.resize((400, 1300)),
         picture.resize((width * 3, height * 2)),
     ]
 
