@@ -420,11 +420,12 @@ HUB_FILES = [
 ]
 
 
-def download(model_id):
+def download(model_id, files=HUB_FILES):
     """Fetch a model from the hub, or find it where it was fetched to before.
 
     Args:
         model_id: "organisation/name".
+        files: patterns of the names to fetch; a configuration alone is small.
 
     Returns:
         path of the folder.
@@ -442,14 +443,12 @@ def download(model_id):
             "the extra for downloads; run pip install 'mllama-lite[hub]'."
         ) from None
     try:
-        return Path(
-            huggingface_hub.snapshot_download(model_id, allow_patterns=HUB_FILES)
-        )
+        return Path(huggingface_hub.snapshot_download(model_id, allow_patterns=files))
     except (errors.GatedRepoError, errors.RepositoryNotFoundError):
         raise InputError(
-            f"The hub gives no access to {model_id}: expected a model that exists and "
-            "whose licence you have accepted; accept it on the model's page and run hf "
-            "auth login."
+            f"The hub gives no access to {model_id}, and there is no such folder here: "
+            "expected a model that exists and whose licence you have accepted; accept "
+            "it on the model's page and run hf auth login."
         ) from None
     except errors.HFValidationError:
         raise InputError(
@@ -457,9 +456,9 @@ def download(model_id):
         ) from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError):
         raise InputError(
-            f"The hub cannot be reached for {model_id}, and it was not downloaded "
-            "before: expected a network connection; connect, or give the path of a "
-            "folder."
+            f"The hub cannot be reached for {model_id}, which was not downloaded before "
+            "and is no folder here: expected a network connection; connect, or give the "
+            "path of a folder."
         ) from None
 
 

@@ -80,7 +80,11 @@ def _ask(options):
 
 
 def _info(options):
-    from mllama_lite.checkpoint import open_checkpoint
+    from pathlib import Path
+
+    import torch
+
+    from mllama_lite.checkpoint import open_checkpoint, read_config
     from mllama_lite.inference import (
         find_dtype,
         find_folder,
@@ -88,19 +92,30 @@ def _info(options):
         memory_needs,
     )
 
-    folder = find_folder(options.model)
-    checkpoint = open_checkpoint(folder)
-    config, report = checkpoint.config, checkpoint.report
-    dtype = find_dtype(options.dtype) or report.dtype
+    dtype = find_dtype(options.dtype)
+    if Path(options.model).is_dir():
+        folder = Path(options.model)
+        checkpoint = open_checkpoint(folder)
+        config, report = checkpoint.config, checkpoint.report
+        dtype = dtype or report.dtype
+        print(f"{folder}\n{report}")
+        for names, problem in (
+            (report.missing, "missing"),
+            (report.unexpected, "unexpected"),
+        ):
+            for name in names[:5]:
+                print(f"  {problem}: {name}")
+        print(
+            f"tokenizer: {'yes' if find_tokenizer(folder) else 'none in this folder'}"
+        )
+    else:  # of a model on the hub its configuration is enough, and small
+        config = read_config(find_folder(options.model, ["config.json"]))
+        dtype = dtype or torch.bfloat16
+        size = memory_needs(config, dtype, 0, 0)["weights"]
+        count = size // dtype.itemsize
+        print(f"{options.model}\n{count:,} parameters, {size / 2**30:.2f} GiB")
     text, vision = config.text, config.vision
     cross = len(text.cross_attention_layers)
-    print(f"{folder}\n{report}")
-    for names, problem in (
-        (report.missing, "missing"),
-        (report.unexpected, "unexpected"),
-    ):
-        for name in names[:5]:
-            print(f"  {problem}: {name}")
     print(
         f"text: {len(text.self_attention_layers)} self-attention and {cross} cross-attention "
         f"layers, width {text.hidden_size}, {text.num_attention_heads} query and "
@@ -112,7 +127,6 @@ def _info(options):
             f"layers, width {vision.hidden_size}, tiles of {vision.image_size} pixels, "
             f"{vision.num_patches} tokens each"
         )
-    print(f"tokenizer: {'yes' if find_tokenizer(folder) else 'none in this folder'}")
     images = 1 if vision else 0
     for tokens in (2048, 8192):
         needs = memory_needs(config, dtype, tokens, images)

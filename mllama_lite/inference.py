@@ -9,7 +9,12 @@ from pathlib import Path
 
 import torch
 
-from mllama_lite.checkpoint import download, load_model, open_checkpoint
+from mllama_lite.checkpoint import (
+    HUB_FILES,
+    download,
+    load_model,
+    open_checkpoint,
+)
 from mllama_lite.cross_attention import visible_ranges
 from mllama_lite.errors import InputError
 from mllama_lite.generation import Sampling, Session, generate
@@ -391,11 +396,16 @@ def load(model, device=None, dtype=None, progress=None):
     return VLM(loaded, tokenizer, report)
 
 
-def find_folder(model):
-    """The folder of a model: itself, or where the hub's files were downloaded to."""
+def find_folder(model, files=HUB_FILES):
+    """The folder of a model: itself, or where the hub's files were downloaded to.
+
+    Args:
+        model: path of a folder, or a hub id.
+        files: see `download`.
+    """
     if Path(model).is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
         return Path(model)
-    return download(str(model))
+    return download(str(model), files)
 
 
 def find_tokenizer(folder):

@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 
@@ -67,6 +68,27 @@ def test_info(folders):  # noqa: F811
         "tokenizer: yes",
     ):
         assert words in done.stdout
+
+
+def test_info_of_a_hub_id_fetches_no_weights(folders, tmp_path, monkeypatch, capsys):  # noqa: F811
+    import huggingface_hub
+
+    from mllama_lite import cli
+    from mllama_lite.checkpoint import open_checkpoint
+
+    fetched = []
+
+    def snapshot(model_id, allow_patterns):
+        fetched.append((model_id, allow_patterns))
+        return str(tmp_path)
+
+    shutil.copy(folders / "hub" / "config.json", tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert cli.main(["info", "some/model"]) == 0
+    assert fetched == [("some/model", ["config.json"])]
+    shown = capsys.readouterr().out
+    count = open_checkpoint(folders / "hub").report.num_parameters
+    assert f"{count:,} parameters" in shown and "fits on a card" in shown
 
 
 @pytest.mark.parametrize(
