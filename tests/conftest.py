@@ -67,11 +67,9 @@ def proof(request):
 
     def check(part, against, inputs, difference, limit):
         test = f"{Path(request.node.fspath).name}::{request.node.name.split('[')[0]}"
-        shown = (
-            f"{difference:.1e}"
-            if isinstance(difference, float) and difference
-            else str(difference)
-        )
+        shown = f"{difference:{'.3g' if 0.01 < difference < 1000 else '.1e'}}"
+        if not difference or isinstance(difference, int):
+            shown = str(difference)
         row = Row(part, against, inputs, shown, f"{limit:g}", test)
         assert difference <= limit, f"{part} against {against}: {difference} > {limit}"
         request.config.proof_rows.append(row)
@@ -100,8 +98,13 @@ def pytest_sessionfinish(session):
         PAGE.write_text(page(list(rows.values())), encoding="utf-8")
 
 
+# The page begins with the whole model; within a file the rows stay in its order.
+ORDER = ("whole_model", "inference", "tokenizer", "parts", "tiles", "checkpoint")
+
+
 def page(rows):
     """The page as Markdown."""
+    rows = sorted(rows, key=lambda row: ORDER.index(row.test[5:].split(".")[0]))
     import llama_models  # noqa: F401  (its version is part of the claim)
     from importlib.metadata import version
 
