@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 # each other's way.
 test proof: export OMP_NUM_THREADS = 1
 
-.PHONY: help book test notebooks export check bench proof clean
+.PHONY: help book test notebooks export check bench proof model measure ablations clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,9 @@ help:
 	@echo "make export     write mllama_lite/ from the notebooks as they are"
 	@echo "make check      compare mllama_lite/ with the notebooks"
 	@echo "make bench      time mllama_lite beside the reference"
+	@echo "make model      train the small shipped model anew, into trained/ (hours)"
+	@echo "make measure    answer held-out questions with the shipped model"
+	@echo "make ablations  train the variants of the table in chapter 11 (hours)"
 	@echo "make proof      write the page 'What is proven' from the tests"
 	@echo "make clean      remove what was built (.venv stays)"
 
@@ -58,6 +61,16 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/compare.py
+
+# Interrupted, it goes on where it was when called again.
+model: $(STAMP)
+	$(BIN)/mllama-lite train --out trained
+
+measure: $(STAMP)
+	$(BIN)/mllama-lite measure
+
+ablations: $(STAMP)
+	$(BIN)/python benchmarks/ablations.py
 
 proof: $(STAMP)
 	$(BIN)/python -m pytest tests -q --write-proof

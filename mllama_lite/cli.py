@@ -1,4 +1,4 @@
-"""The command line: mllama-lite ask, info, download. Written by hand, not exported."""
+"""The command line: ask, info, download, train, measure. By hand, not exported."""
 
 import argparse
 import os
@@ -34,7 +34,7 @@ def _parser():
     ask = commands.add_parser("ask", help="ask about one image, several, or none")
     ask.add_argument("images", nargs="*", metavar="IMAGE", help="image files, in order")
     ask.add_argument("question", help="the last word is the question")
-    ask.add_argument("--model", required=True, help="hub id or folder, either layout")
+    _add_model(ask)
     ask.add_argument(
         "--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is one"
     )
@@ -47,11 +47,18 @@ def _parser():
     ask.add_argument("--top-p", type=float, default=1.0)
     ask.add_argument("--min-p", type=float, default=0.0)
     ask.add_argument("--seed", type=int)
+    ask.add_argument(
+        "--show",
+        metavar="FILE",
+        help="also save a picture of where each token of the (greedy) answer looked",
+    )
     ask.set_defaults(run=_ask)
     info = commands.add_parser(
         "info", help="what a model is and needs, without loading it"
     )
-    info.add_argument("model", help="hub id or folder, either layout")
+    info.add_argument(
+        "model", nargs="?", help="hub id or folder; default: the small shipped one"
+    )
     info.add_argument(
         "--dtype", help="compute memory for this dtype; default: as stored"
     )
@@ -59,7 +66,36 @@ def _parser():
     download = commands.add_parser("download", help="fetch a model from the hub")
     download.add_argument("model", help="hub id: organisation/name")
     download.set_defaults(run=_download)
+    train = commands.add_parser(
+        "train", help="train the small shipped model anew, or go on where it was stopped"
+    )
+    train.add_argument("--out", required=True, metavar="FOLDER")
+    for name, meaning in (
+        ("seed", "of all random numbers"),
+        ("vision-steps", "steps of the first stage"),
+        ("joint-steps", "steps of the second stage"),
+        ("decay-steps", "how many of them lower the learning rate"),
+    ):
+        train.add_argument(f"--{name}", type=int, metavar="N", help=meaning)
+    train.set_defaults(run=_train)
+    measure = commands.add_parser(
+        "measure", help="answer held-out questions and print how many were right"
+    )
+    _add_model(measure)
+    measure.add_argument(
+        "--split", default="test", help="validation or test (the default)"
+    )
+    measure.add_argument(
+        "--questions", type=int, default=500, metavar="N", help="in each row"
+    )
+    measure.set_defaults(run=_measure)
     return parser
+
+
+def _add_model(parser):
+    parser.add_argument(
+        "--model", help="hub id or folder, either layout; default: the small shipped one"
+    )
 
 
 def _ask(options):
@@ -71,12 +107,45 @@ def _ask(options):
     settings = {name: getattr(options, name) for name in names}
     # A wrong setting or file is said before gigabytes are loaded.
     Sampling(**settings)
+    if options.show:
+        _check_show(options)
     images = [open_image(image) for image in options.images]
     vlm = load(options.model, options.device, options.dtype, _progress())
     settings["max_new_tokens"] = options.max_new_tokens
     for piece in vlm.stream(images, options.question, **settings):
         print(piece, end="", flush=True)
     print()
+    if options.show:
+        from mllama_lite.looking import draw_looks, look
+
+        looks = look(vlm, images, options.question, options.max_new_tokens)
+        draw_looks(looks, vlm.config.vision).save(options.show)
+
+
+def _check_show(options):
+    """Before anything is loaded: whether the picture of --show can be made and saved."""
+    from pathlib import Path
+
+    from PIL import Image
+
+    from mllama_lite.errors import InputError
+
+    path = Path(options.show)
+    if not options.images:
+        raise InputError(
+            f"--show {path} has no image to show: expected at least one; name one before "
+            "the question."
+        )
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise InputError(
+            f"--show {path} ends in {path.suffix!r}: expected an image file such as "
+            "attention.png; rename it."
+        )
+    if not path.parent.is_dir():
+        raise InputError(
+            f"--show {path} is in a folder that does not exist: expected an existing "
+            "one; make it first."
+        )
 
 
 def _info(options):
@@ -93,8 +162,8 @@ def _info(options):
     )
 
     dtype = find_dtype(options.dtype)
-    if Path(options.model).is_dir():
-        folder = Path(options.model)
+    if options.model is None or Path(options.model).is_dir():
+        folder = find_folder(options.model)
         checkpoint = open_checkpoint(folder)
         config, report = checkpoint.config, checkpoint.report
         dtype = dtype or report.dtype
@@ -145,6 +214,63 @@ def _download(options):
     if not sys.stderr.isatty():
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     print(download(options.model))
+
+
+def _train(options):
+    from mllama_lite.pretrain import Plan, train
+
+    names = ("seed", "vision_steps", "joint_steps", "decay_steps")
+    given = {name: getattr(options, name) for name in names}
+    plan = Plan(**{name: value for name, value in given.items() if value is not None})
+    train(options.out, plan, _training_progress())
+    print(options.out)
+
+
+def _training_progress():
+    """A line on standard error that is written anew every ten steps."""
+    import time
+
+    begin, first, terminal = time.monotonic(), [], sys.stderr.isatty()
+
+    def show(trainer):
+        first[:] = first or [trainer.step - 1]
+        done, total = trainer.step, trainer.plan.steps
+        if done % (10 if terminal else 500) and done != total:
+            return
+        each = (time.monotonic() - begin) / (done - first[0])
+        left = round(each * (total - done))
+        last = trainer.history[-1] if trainer.history else {}
+        loss = f", answers {last['answers']:.3f}" if last.get("answers") else ""
+        bar = "#" * (30 * done // total)
+        text = f"training [{bar:<30}] {done} of {total}{loss}"
+        text += f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+        start = "\r" if terminal else ""
+        end = "" if terminal and done != total else "\n"
+        print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
+
+    return show
+
+
+def _measure(options):
+    from mllama_lite.inference import load
+    from mllama_lite.measure import (
+        answers,
+        best_guesses,
+        exact_match,
+        held_out,
+        table,
+    )
+
+    vlm = load(options.model, progress=_progress())
+    items = held_out(options.split, options.questions)
+    counts = {"right": exact_match(items, answers(vlm, items))}
+    for images in ("wrong", "blank", "none"):
+        counts[images] = exact_match(items, answers(vlm, items, images))
+    sample = held_out("train", 2 * options.questions, seed=1)
+    counts["guess"] = exact_match(items, best_guesses(items, sample))
+    unseen = held_out(options.split, options.questions, unseen_wording=True)
+    counts["unseen"] = exact_match(unseen, answers(vlm, unseen))
+    print(table(counts))
 
 
 def _progress():

@@ -5,6 +5,7 @@ Built in chapter 10, notebooks/10_inference.ipynb.
 
 import re
 import weakref
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -374,11 +375,12 @@ class _Image:
         self.source = source
 
 
-def load(model, device=None, dtype=None, progress=None):
+def load(model=None, device=None, dtype=None, progress=None):
     """Load a model by hub id or folder, in the hub's layout or Meta's.
 
     Args:
-        model: "organisation/name", or the path of a folder.
+        model: "organisation/name", or the path of a folder; None for the small trained
+            model that the package ships (chapter 11).
         device: "cpu", "cuda", "cuda:1", …; None for CUDA if there is one.
         dtype: "bfloat16", "float16", "float32" or a torch dtype; None as it is stored.
         progress: see `load_model`.
@@ -396,13 +398,15 @@ def load(model, device=None, dtype=None, progress=None):
     return VLM(loaded, tokenizer, report)
 
 
-def find_folder(model, files=HUB_FILES):
+def find_folder(model=None, files=HUB_FILES):
     """The folder of a model: itself, or where the hub's files were downloaded to.
 
     Args:
-        model: path of a folder, or a hub id.
+        model: path of a folder, or a hub id; None for the model that the package ships.
         files: see `download`.
     """
+    if model is None:
+        return Path(str(resources.files("mllama_lite"))) / "small"
     if Path(model).is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
         return Path(model)
     return download(str(model), files)

@@ -195,7 +195,7 @@ def read_tokenizer_json(path):
         if model["type"] != "BPE":
             raise KeyError(model["type"])
         special = {token["id"] for token in document["added_tokens"]}
-        byte_of = _printable_bytes()
+        byte_of = printable_bytes()
         ranks = {
             bytes(byte_of[character] for character in token): rank
             for token, rank in model["vocab"].items()
@@ -210,7 +210,7 @@ def read_tokenizer_json(path):
     return ranks
 
 
-def _printable_bytes():
+def printable_bytes():
     """GPT-2's table from a printable character to the byte that it stands for."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in printable]

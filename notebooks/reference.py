@@ -6,6 +6,7 @@ arranged around it here, and nothing inside it is changed.
 """
 
 import contextlib
+import math
 import random
 import warnings
 from pathlib import Path
@@ -207,6 +208,45 @@ def ours_from_meta(meta, config):
 
 
 @torch.no_grad()
+def meta_from_ours(ours, max_seq_len=64, batch=8):
+    """Meta's model with the parameters of ours: the recipes of loading, turned round.
+
+    A recipe only moves and repeats numbers. Applied to the numbers 1, 2, 3, ... it
+    tells where each one goes, and so where each one comes from.
+
+    Args:
+        ours: Mllama with images.
+        max_seq_len, batch: see `meta_model`.
+
+    Returns:
+        the module, caches set up.
+
+    Raises:
+        AssertionError: ours holds something for which Meta's model has no place, such
+            as another vector for the same tile on another canvas.
+    """
+    meta = meta_model(ours.config, max_seq_len, batch=batch, dtype=ours.dtype)
+    stored = meta.state_dict()
+    recipes = meta_recipes(
+        {n: p.shape for n, p in ours.named_parameters()}, ours.config
+    )
+    for name, parameter in ours.named_parameters():
+        recipe, row = recipes[name], 0
+        for source, shape in recipe.sources:
+            if recipe.convert is None:
+                end = row + shape[0] if len(recipe.sources) > 1 else None
+                stored[source].copy_(parameter[row:end].view(shape))
+                row = end
+                continue
+            places = torch.arange(1, math.prod(shape) + 1).view(shape)
+            places = recipe.convert(places).flatten()
+            known = places > 0  # 0: places of tiles that a canvas does not have
+            stored[source].view(-1)[places[known] - 1] = parameter.flatten()[known]
+            assert torch.equal(recipe.convert(stored[source]), parameter), name
+    return meta
+
+
+@torch.no_grad()
 def meta_logits(model, rows, images, total_len=None, steps=None):
     """Logits of Meta's model for a batch, the way its `generate` calls it.
 
@@ -315,13 +355,17 @@ def hub_model(ours, corrected=True):
         renamed[name] = value
     model.load_state_dict(renamed)
     model = model.to(ours.dtype).eval()
-    if corrected:
-        model.model.vision_model.transformer.register_forward_hook(_states_before)
-        for layer in model.model.language_model.layers:
-            if hasattr(layer, "cross_attn"):
-                layer.register_forward_pre_hook(_remember_rows, with_kwargs=True)
-                layer.cross_attn.register_forward_hook(_zero_rows)
-                layer.cross_attn.layer = [layer]
+    return correct(model) if corrected else model
+
+
+def correct(model):
+    """Repair the two deviations from Meta in a model of transformers; see `hub_model`."""
+    model.model.vision_model.transformer.register_forward_hook(_states_before)
+    for layer in model.model.language_model.layers:
+        if hasattr(layer, "cross_attn"):
+            layer.register_forward_pre_hook(_remember_rows, with_kwargs=True)
+            layer.cross_attn.register_forward_hook(_zero_rows)
+            layer.cross_attn.layer = [layer]
     return model
 
 

@@ -1,0 +1,174 @@
+"""Where the model looks while it answers: the weights of its cross-attention as pictures.
+
+Built in chapter 11, notebooks/11_training.ipynb. The fused kernels never show their
+weights, so they are computed again, by hand, on a text that is already written.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from mllama_lite.attention import attention_by_hand
+from mllama_lite.tiles import choose_canvas, open_image, resized_size
+
+
+@dataclass
+class Looks:
+    """An answer, and where each of its tokens was looked up.
+
+    Attributes:
+        answer: text of the answer.
+        pieces: list of A str, the answer's tokens, the end of the turn left out.
+        images: list of M PIL images.
+        weights: for each image, a dict from the index of a cross-attention layer to
+            fp32 [A, H, tiles, P]: how much of a head's attention each token of the
+            image's valid tiles got, P the class token first. All images of a row sum
+            to 1.
+    """
+
+    answer: str
+    pieces: list[str]
+    images: list[Image.Image] = field(repr=False)
+    weights: list[dict[int, torch.Tensor]] = field(repr=False)
+
+
+@torch.inference_mode()
+def look(vlm, images, question, max_new_tokens=64):
+    """Answer a question greedily and keep what cross-attention looked at.
+
+    Args:
+        vlm: VLM with a tokenizer.
+        images: an image as `open_image` takes it, or a list of at least one.
+        question: text.
+        max_new_tokens: of the answer, at most.
+
+    Returns:
+        Looks.
+
+    Raises:
+        InputError: see `open_image` and `VLM.generate`.
+    """
+    images = images if isinstance(images, (list, tuple)) else [images]
+    images = [open_image(image) for image in images]
+    message = {"role": "user", "content": [*images, question]}
+    prompt, _ = vlm.tokenizer.encode_chat([message])
+    ids = vlm.generate(prompt, images, max_new_tokens)
+    found, hooks = {}, []
+    # The token at one place is chosen from what was seen at the place before.
+    places = slice(len(prompt) - 1, len(prompt) - 1 + len(ids))
+    for layer in vlm.model.cross_attention_layers:
+
+        def keep(attention, args, output, layer=layer.layer):
+            found[layer] = cross_weights(attention, *args)[0, :, places].cpu()
+
+        hooks.append(layer.cross_attn.register_forward_hook(keep))
+    try:
+        vlm.logits(prompt + ids, images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    written = [i for i in ids if not vlm.tokenizer.is_special(i)]
+    config, weights, first = vlm.config.vision, [], 0
+    for image in images:
+        rows, columns = choose_canvas(
+            image.height, image.width, config.image_size, config.max_num_tiles
+        )
+        end = first + rows * columns * config.num_patches
+        weights.append(
+            {
+                layer: all_weights[:, : len(written), first:end]
+                .transpose(0, 1)
+                .unflatten(-1, (rows * columns, config.num_patches))
+                for layer, all_weights in found.items()
+            }
+        )  # [A, H, tiles, P]
+        first = end
+    pieces = [vlm.tokenizer.decode([i]) for i in written]
+    return Looks("".join(pieces), pieces, images, weights)
+
+
+def cross_weights(attention, hidden, key, value, mask=None):
+    """Weights of a CrossAttention for the arguments of its `forward`.
+
+    Returns:
+        fp32 [B, H, T, V].
+    """
+    query = attention.q_proj(hidden).unflatten(-1, (-1, attention.head_dim))
+    query = attention.q_norm(query).transpose(1, 2)  # [B, H, T, E]
+    return attention_by_hand(query, key, value, mask)[1]
+
+
+def patch_map(weights, canvas):
+    """Weights of an image's tokens laid out as its patches lie.
+
+    Args:
+        weights: [..., tiles, P], the class token first.
+        canvas: (rows, columns) of tiles.
+
+    Returns:
+        [..., rows·side, columns·side]; class tokens, which have no place, are left out.
+    """
+    side = round((weights.shape[-1] - 1) ** 0.5)
+    grid = weights[..., 1:].unflatten(-1, (side, side)).unflatten(-3, canvas)
+    grid = grid.transpose(-3, -2)  # [..., rows, side, columns, side]
+    return grid.flatten(-4, -3).flatten(-2, -1)
+
+
+def draw_looks(looks, config, image=0, height=110):
+    """One picture of where each token of an answer was looked up, layer by layer.
+
+    Args:
+        looks: Looks.
+        config: VisionConfig.
+        image: which of the images.
+        height: of a panel, in pixels.
+
+    Returns:
+        PIL image: a column for each token, a row for each layer, heads averaged.
+        Orange is attention, full orange the most that a patch of the panel got.
+    """
+    picture = looks.images[image]
+    size = picture.height, picture.width
+    canvas = choose_canvas(*size, config.image_size, config.max_num_tiles)
+    shown = resized_size(*size, canvas, config.image_size)
+    width = max(40, round(height * picture.width / picture.height))
+    grey = picture.convert("L").resize((width, height)).convert("RGB")
+    grey = Image.blend(grey, Image.new("RGB", grey.size, "white"), 0.25)
+    font = ImageFont.load_default(13)
+    left, top, gap = 62, 24, 6
+    layers = list(looks.weights[image])
+    whole = Image.new(
+        "RGB",
+        (
+            left + len(looks.pieces) * (width + gap),
+            top + len(layers) * (height + gap),
+        ),
+        "white",
+    )
+    draw = ImageDraw.Draw(whole)
+    orange = Image.new("RGB", (width, height), (230, 110, 0))
+    for row, layer in enumerate(layers):
+        y = top + row * (height + gap)
+        draw.text((6, y + height // 2 - 8), f"layer {layer}", "black", font)
+        maps = patch_map(looks.weights[image][layer].mean(dim=1), canvas)
+        for column, (piece, weights) in enumerate(zip(looks.pieces, maps)):
+            x = left + column * (width + gap)
+            if row == 0:
+                text = piece.strip() or "(space)"
+                draw.text((x + width // 2, 5), text, "black", font, anchor="mt")
+            share = (weights / weights.max().clamp(min=1e-9)).float().numpy()
+            mask = Image.fromarray((share * 190).astype(np.uint8))
+            # The map covers the canvas, of which the picture may leave a part empty.
+            whole_size = [n * config.image_size for n in canvas]
+            box = [
+                mask.width * shown[1] / whole_size[1],
+                mask.height * shown[0] / whole_size[0],
+            ]
+            mask = mask.resize(
+                (width, height), Image.Resampling.NEAREST, box=(0, 0, *box)
+            )
+            panel = Image.composite(orange, grey, mask)
+            whole.paste(panel, (x, y))
+    return whole

@@ -1,0 +1,209 @@
+"""How often a model answers right, on pictures that it has never seen.
+
+Built in chapter 11, notebooks/11_training.ipynb.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from mllama_lite.errors import InputError
+from mllama_lite.scenes import Question, ask, draw_scene, load_masks
+
+# What is counted apart: kinds of questions, and the numbers of things they are asked of
+# (None: any).
+ROWS = {
+    "which digit": ("digit", None),
+    "colour": ("colour", None),
+    "count": ("count", None),
+    "one digit": ("one", (1,)),
+    "read two digits": ("read", (2, 3)),
+    "read three digits": ("read", (3, 4)),
+    "where": ("where", None),
+    "left or right of": ("beside", (2, 3, 4)),
+    "above or below": ("beside", (2, 3, 4)),
+    "describe": ("describe", None),
+    "is there": ("exists", None),
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question with its picture and the row it is counted in."""
+
+    row: str
+    question: Question
+    image: Image.Image = field(repr=False)
+
+
+def row_of(question):
+    """Under which of ROWS a question is counted; None for four digits in order."""
+    if question.kind == "read":
+        length = len(question.answer.split())
+        return {2: "read two digits", 3: "read three digits"}.get(length)
+    if question.kind == "beside":
+        upright = any(word in question.text.lower() for word in ("above", "below"))
+        return "above or below" if upright else "left or right of"
+    return next(row for row, (kind, _) in ROWS.items() if kind == question.kind)
+
+
+def held_out(split, count, seed=0, unseen_wording=False):
+    """Questions for measuring, each about a picture of its own.
+
+    Args:
+        split: "validation" while choosing; "test" once, at the end.
+        count: of questions in each of ROWS.
+        seed: of the random numbers.
+        unseen_wording: use only wordings that training never uses.
+
+    Returns:
+        list of Item, row by row.
+
+    Raises:
+        InputError: see `load_masks`; a count below 1.
+    """
+    if count < 1:
+        raise InputError(
+            f"The number of questions in a row is {count}: expected 1 or more; change it."
+        )
+    masks, items = load_masks(split), []
+    for number, (row, (kind, sizes)) in enumerate(ROWS.items()):
+        # No training batch has three numbers for a seed.
+        rng, found = np.random.default_rng([seed, number, unseen_wording]), 0
+        while found < count:
+            size = sizes and sizes[int(rng.integers(len(sizes)))]
+            scene = draw_scene(rng, masks, size)
+            question = ask(rng, scene, kind, unseen_wording)
+            if question and row_of(question) == row:
+                items.append(Item(row, question, scene.image))
+                found += 1
+    return items
+
+
+def answers(vlm, items, images="own", batch=64):
+    """What a model answers to questions, greedily.
+
+    Args:
+        vlm: VLM.
+        items: list of Item.
+        images: "own"; "wrong", each question with the picture of another; "blank",
+            white paper of the same size; "none".
+        batch: rows that are written at once.
+
+    Returns:
+        list of str.
+
+    Raises:
+        InputError: another word for `images`.
+    """
+    if images not in ("own", "wrong", "blank", "none"):
+        raise InputError(
+            f"The images are {images!r}: expected own, wrong, blank or none; choose one."
+        )
+    # Rows of like length and equally many tiles waste nothing in a batch.
+    order = sorted(
+        range(len(items)), key=lambda i: (items[i].question.kind, items[i].image.size)
+    )
+    results = [""] * len(items)
+    for first in range(0, len(items), batch):
+        chosen, rows, pictures = order[first : first + batch], [], []
+        for i in chosen:
+            picture = items[i].image
+            if images == "wrong":
+                picture = items[(i + len(items) // 2 + 7) % len(items)].image
+            elif images == "blank":
+                picture = Image.new("RGB", picture.size, "white")
+            shown = [] if images == "none" else [picture]
+            content = [*shown, items[i].question.text]
+            message = {"role": "user", "content": content}
+            rows.append(vlm.tokenizer.encode_chat([message])[0])
+            pictures.append(shown)
+        for i, ids in zip(chosen, vlm.generate_batch(rows, pictures, 32)):
+            results[i] = vlm.tokenizer.decode(ids, skip_special=True)
+    return results
+
+
+def best_guesses(items, sample, enough=20):
+    """The best answers to questions for someone who does not see the pictures.
+
+    Args:
+        items: list of Item to be answered.
+        sample: list of other Items, from which to learn what is usually right.
+        enough: a question that occurs so often in the sample is guessed by its words,
+            a rarer one by its row.
+
+    Returns:
+        list of str.
+    """
+    by_text, by_row = {}, {}
+    for item in sample:
+        answer = item.question.answer
+        by_text.setdefault(item.question.text, Counter())[answer] += 1
+        by_row.setdefault(item.row, Counter())[answer] += 1
+    guesses = []
+    for item in items:
+        counts = by_text.get(item.question.text, Counter())
+        if counts.total() < enough:
+            counts = by_row[item.row]
+        guesses.append(counts.most_common(1)[0][0])
+    return guesses
+
+
+def exact_match(items, given):
+    """How many answers are right to the letter.
+
+    Args:
+        items: list of Item.
+        given: list of str, as many.
+
+    Returns:
+        dict from row, and "all", to (right, total).
+    """
+    counts = {}
+    for item, answer in zip(items, given, strict=True):
+        for row in (item.row, "all"):
+            right, total = counts.get(row, (0, 0))
+            counts[row] = right + (answer == item.question.answer), total + 1
+    return counts | {"all": counts.pop("all")}  # last
+
+
+def interval(right, total):
+    """Where the true share lies, with 95% confidence, after `right` of `total`.
+
+    Returns:
+        (low, high), each 0 to 1.
+
+    Source: Wilson 1927.
+    """
+    z, share = 1.96, right / total
+    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
+    spread = math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
+    half = z * spread / (1 + z * z / total)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def table(columns):
+    """Shares of right answers as text, rows below each other.
+
+    Args:
+        columns: dict from a heading to what `exact_match` returned.
+
+    Returns:
+        str; the first column comes with its interval.
+    """
+    headings = list(columns)
+    lines = [
+        f"{'':18} {headings[0]:>6}  95% interval"
+        + "".join(f"{h:>9}" for h in headings[1:])
+    ]
+    for row, counts in columns[headings[0]].items():
+        low, high = interval(*counts)
+        line = f"{row:18} {counts[0] / counts[1]:6.3f}  {low:.3f}-{high:.3f} "
+        for heading in headings[1:]:
+            right, total = columns[heading][row]
+            line += f"{right / total:9.3f}"
+        lines.append(line)
+    return "\n".join(lines)
