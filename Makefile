@@ -67,7 +67,7 @@ model: $(STAMP)
 	$(BIN)/mllama-lite train --out trained
 
 measure: $(STAMP)
-	$(BIN)/mllama-lite measure
+	$(BIN)/mllama-lite measure --out notebooks/measured/held_out.json
 
 ablations: $(STAMP)
 	$(BIN)/python benchmarks/ablations.py

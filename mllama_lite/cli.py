@@ -88,6 +88,9 @@ def _parser():
     measure.add_argument(
         "--questions", type=int, default=500, metavar="N", help="in each row"
     )
+    measure.add_argument(
+        "--out", metavar="FILE", help="also write the counts to a JSON file"
+    )
     measure.set_defaults(run=_measure)
     return parser
 
@@ -271,6 +274,12 @@ def _measure(options):
     unseen = held_out(options.split, options.questions, unseen_wording=True)
     counts["unseen"] = exact_match(unseen, answers(vlm, unseen))
     print(table(counts))
+    if options.out:
+        import json
+        from pathlib import Path
+
+        document = {"split": options.split, "counts": counts}
+        Path(options.out).write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _progress():

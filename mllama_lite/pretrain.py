@@ -320,15 +320,17 @@ class Plan:
         vision_rate, joint_rate: learning rates of the two stages.
         patch_weight: of the patch head's loss in the second stage.
         strength: of the distortion of what is drawn; held-out scenes have 1.
-        weights: how often each kind of question is asked.
+        weights: how often each kind of question is asked, in the order of WORDINGS.
+        later_weights: the same from `later_step` on: more of what was lagging behind.
+        later_step: a step of the second stage.
         kinds: of things that are drawn.
         num_things: on each picture of the second stage; None for 0 to 4.
     """
 
     seed: int = 0
     vision_steps: int = 5000
-    joint_steps: int = 16000
-    decay_steps: int = 4000
+    joint_steps: int = 7000
+    decay_steps: int = 2500
     images: int = 16
     questions: int = 6
     vision_rate: float = 2e-3
@@ -336,6 +338,8 @@ class Plan:
     patch_weight: float = 0.3
     strength: float = 2.0
     weights: tuple[float, ...] = (1.0, 1.0, 0.8, 1.0, 2.0, 1.2, 2.0, 1.6, 0.8)
+    later_weights: tuple[float, ...] = (0.7, 2.0, 0.6, 0.5, 2.0, 1.5, 2.2, 1.0, 2.0)
+    later_step: int = 7485
     kinds: tuple[str, ...] = KINDS
     num_things: int | None = None
 
@@ -430,7 +434,8 @@ def draw_batch(plan, step, masks, tokenizer, config, with_text=True):
     tiles = [image_to_tiles(s.image, config.image_size) for s in scenes]
     rows = []
     if with_text:
-        weights = np.array(plan.weights) / sum(plan.weights)
+        weights = plan.weights if step < plan.later_step else plan.later_weights
+        weights = np.array(weights) / sum(weights)
         turns = 2 if rng.random() < 0.12 else 1
         for scene in scenes:
             asked = draw_questions(rng, scene, plan.questions * turns, weights)

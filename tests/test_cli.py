@@ -8,7 +8,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from PIL import Image
 
+from mllama_lite import cli, load, pretrain
+from mllama_lite.looking import draw_looks, look
+from mllama_lite.measure import ROWS
 from test_inference import PHOTO, folders  # noqa: F401  (a fixture)
 
 
@@ -159,3 +164,147 @@ def test_a_closed_pipe_is_no_error(folders):  # noqa: F811
     command = f"{sys.executable} -m mllama_lite.cli info {folders / 'hub'} | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert "Traceback" not in done.stderr
+
+
+def said(folder, *arguments):
+    """What the shipped model answers; nothing else is printed."""
+    done = run("ask", *arguments, "--max-new-tokens", 8, cwd=folder)
+    assert done.returncode == 0 and done.stderr == ""
+    return done.stdout
+
+
+def test_without_a_model_the_small_one_answers(tmp_path):
+    vlm = load(device="cpu")
+    for images in ([], [PHOTO], [PHOTO, PHOTO]):
+        want = vlm.ask(images, "How many digits are there?", max_new_tokens=8)
+        got = said(tmp_path, *images, "How many digits are there?")
+        assert got == want + "\n"
+    done = run("info")
+    count = sum(parameter.numel() for parameter in vlm.model.parameters())
+    assert done.returncode == 0 and f"{count:,} parameters" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["seen.png", "seen.JPG"])
+def test_show_saves_a_picture_and_changes_no_answer(tmp_path, name):
+    question = "How many digits are there?"
+    got = said(tmp_path, PHOTO, question, "--show", name)
+    vlm = load(device="cpu")
+    assert got == vlm.ask(PHOTO, question, max_new_tokens=8) + "\n"
+    drawn = Image.open(tmp_path / name)
+    want = draw_looks(look(vlm, PHOTO, question, 8), vlm.config.vision)
+    assert drawn.size == want.size and drawn.mode == "RGB"
+    if name == "seen.png":
+        assert drawn.tobytes() == want.tobytes()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def refusal(capsys, *arguments):
+    """The one sentence that a command ends with, in this process."""
+    assert cli.main(list(map(str, arguments))) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1
+    return shown.err
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["Why?", "--show", "a.png"], "--show a.png has no image to show"),
+        ([PHOTO, "Why?", "--show", "a.doc"], "--show a.doc ends in '.doc'"),
+        ([PHOTO, "Why?", "--show", "a"], "--show a ends in ''"),
+        ([PHOTO, "Why?", "--show", "a.psd"], "--show a.psd ends in '.psd'"),
+        (
+            [PHOTO, "Why?", "--show", "no/a.png"],
+            "no/a.png is in a folder that does not",
+        ),
+    ],
+)
+def test_show_refuses_at_once(tmp_path, monkeypatch, capsys, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    assert says in refusal(capsys, "ask", *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+STEPS = ("--vision-steps", 2, "--joint-steps", 3, "--decay-steps", 1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(folder, process) of a training of five steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    return folder / "new" / "model", run(
+        "train", "--out", folder / "new" / "model", *STEPS
+    )
+
+
+def test_train_makes_a_model_that_answers(trained):
+    folder, done = trained
+    assert done.returncode == 0 and done.stdout == f"{folder}\n"
+    assert "5 of 5" in done.stderr and "Traceback" not in done.stderr
+    assert load(folder, device="cpu").ask("Why?", max_new_tokens=3) is not None
+    assert run("info", folder).returncode == 0
+
+
+def test_train_goes_on_where_it_was_stopped(trained, tmp_path, monkeypatch):
+    def stop(trainer):
+        if trainer.step == 4:
+            raise KeyboardInterrupt
+
+    plan = pretrain.Plan(vision_steps=2, joint_steps=3, decay_steps=1)
+    monkeypatch.setattr(pretrain, "SAVE_EVERY", 3)
+    with torch.enable_grad(), pytest.raises(KeyboardInterrupt):
+        pretrain.train(tmp_path, plan, stop, workers=0)
+    assert run("train", "--out", tmp_path, *STEPS).returncode == 0
+    for name in ("model.safetensors", "history.json", "tokenizer.model"):
+        assert (tmp_path / name).read_bytes() == (trained[0] / name).read_bytes()
+
+
+def test_train_refuses_another_plan(trained, capsys):
+    folder, _ = trained
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name, value, old in (("seed", 1, 0), ("joint-steps", 4, 3)):
+        plan = (*STEPS, f"--{name}", value)
+        said = refusal(capsys, "train", "--out", folder, *plan)
+        name = name.replace("-", "_")
+        assert f"was begun with {name} {old}: expected {value}" in said
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["seed", "vision-steps", "joint-steps", "decay-steps"])
+def test_train_refuses_negative_numbers(tmp_path, capsys, name):
+    plan = (*STEPS, f"--{name}", -1)
+    with torch.enable_grad():
+        said = refusal(capsys, "train", "--out", tmp_path / "new", *plan)
+    assert f"{name.replace('-', '_')} is -1" in said and not list(tmp_path.iterdir())
+
+
+def test_train_refuses_a_file_for_a_folder(tmp_path, capsys):
+    (tmp_path / "model").write_text("mine")
+    assert "model" in refusal(capsys, "train", "--out", tmp_path / "model", *STEPS)
+    assert (tmp_path / "model").read_text() == "mine"
+
+
+def test_measure_prints_all_rows(capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    assert cli.main(["measure", "--questions", "2", "--split", "validation"]) == 0
+    shown = capsys.readouterr()
+    heading, *lines = shown.out.splitlines()
+    columns = ["right", "95%", "interval", "wrong", "blank", "none", "guess", "unseen"]
+    assert heading.split() == columns and shown.err == ""
+    assert [line[:18].strip() for line in lines] == [*ROWS, "all"]
+    for line in lines[:-1]:
+        share, *bounds_and_shares = re.findall(r"\d\.\d{3}", line[18:])
+        assert len(bounds_and_shares) == 7
+        assert {share, *bounds_and_shares[2:]} <= {"0.000", "0.500", "1.000"}
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--split", "dev"], "The split is 'dev'"),
+        (["--questions", "0"], "The number of questions in a row is 0"),
+    ],
+)
+def test_measure_refuses(capsys, monkeypatch, arguments, says):
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    assert says in refusal(capsys, "measure", *arguments)

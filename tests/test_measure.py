@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mllama_lite import InputError, load
+from mllama_lite import VLM, InputError, load
 from mllama_lite.measure import (
     ROWS,
     Item,
@@ -106,6 +106,11 @@ def test_bad_words(items):
         held_out("dev", 1)
     with pytest.raises(InputError, match="The images are 'grey'"):
         answers(None, items, "grey")
+
+
+def test_a_model_without_a_tokenizer(vlm, items):
+    with pytest.raises(InputError, match="no tokenizer"):
+        answers(VLM(vlm.model), items[:2])
 
 
 def test_answers_equal_asking_one_by_one(vlm, items):
