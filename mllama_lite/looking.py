@@ -20,7 +20,7 @@ class Looks:
 
     Attributes:
         answer: text of the answer.
-        pieces: list of A str, the answer's tokens, the end of the turn left out.
+        pieces: list of A str, the answer's tokens, special ones left out.
         images: list of M PIL images.
         weights: for each image, a dict from the index of a cross-attention layer to
             fp32 [A, H, tiles, P]: how much of a head's attention each token of the
@@ -69,7 +69,7 @@ def look(vlm, images, question, max_new_tokens=64):
     finally:
         for hook in hooks:
             hook.remove()
-    written = [i for i in ids if not vlm.tokenizer.is_special(i)]
+    shown = [n for n, id in enumerate(ids) if not vlm.tokenizer.is_special(id)]
     config, weights, first = vlm.config.vision, [], 0
     for image in images:
         rows, columns = choose_canvas(
@@ -78,15 +78,16 @@ def look(vlm, images, question, max_new_tokens=64):
         end = first + rows * columns * config.num_patches
         weights.append(
             {
-                layer: all_weights[:, : len(written), first:end]
+                layer: all_weights[:, shown, first:end]
                 .transpose(0, 1)
                 .unflatten(-1, (rows * columns, config.num_patches))
                 for layer, all_weights in found.items()
             }
         )  # [A, H, tiles, P]
         first = end
-    pieces = [vlm.tokenizer.decode([i]) for i in written]
-    return Looks("".join(pieces), pieces, images, weights)
+    pieces = [vlm.tokenizer.decode([ids[n]]) for n in shown]
+    answer = vlm.tokenizer.decode(ids, skip_special=True)
+    return Looks(answer, pieces, images, weights)
 
 
 def cross_weights(attention, hidden, key, value, mask=None):

@@ -22,6 +22,7 @@ from mllama_lite.decoder import TextConfig
 from mllama_lite.errors import InputError
 from mllama_lite.inference import VLM
 from mllama_lite.local_vision import VisionConfig
+from mllama_lite.measure import answers, exact_match, held_out
 from mllama_lite.model import Mllama, MllamaConfig
 from mllama_lite.processor_files import write_processor_files
 from mllama_lite.scenes import (
@@ -228,10 +229,11 @@ def share_places(vision_model):
     valid = (places >= 0).flatten()[:, None]
 
     def shared(gradient):
-        parts = gradient.unflatten(1, (places.shape[1], -1)).flatten(0, 1) * valid
+        here, there = valid.to(gradient.device), known.to(gradient.device)
+        parts = gradient.unflatten(1, (places.shape[1], -1)).flatten(0, 1) * here
         sums = parts.new_zeros(int(known.max()) + 1, parts.shape[1])
-        sums.index_add_(0, known, parts)
-        return (sums[known] * valid).view_as(gradient)
+        sums.index_add_(0, there, parts)
+        return (sums[there] * here).view_as(gradient)
 
     for module in vision_model.modules():
         if isinstance(module, nn.Embedding):
@@ -379,6 +381,14 @@ class Batch:
     labels: torch.Tensor
     sees: torch.Tensor
 
+    def to(self, device):
+        """The same batch on a device."""
+        moved = {
+            name: value.to(device) if isinstance(value, torch.Tensor) else value
+            for name, value in vars(self).items()
+        }
+        return Batch(**moved)
+
 
 def encode_turns(tokenizer, questions, image=True):
     """A conversation about one image, with the next tokens of its answers as labels.
@@ -429,7 +439,9 @@ def draw_batch(plan, step, masks, tokenizer, config, with_text=True):
     for _ in range(plan.images):
         canvas = options[rng.integers(len(options))]
         # Without questions, the more things the more there is to learn from.
-        crowd = plan.num_things if with_text else int(rng.integers(1, 3 * num_tiles + 1))
+        crowd = (
+            plan.num_things if with_text else int(rng.integers(1, 3 * num_tiles + 1))
+        )
         scenes.append(draw_scene(rng, masks, crowd, strength, plan.kinds, canvas))
     tiles = [image_to_tiles(s.image, config.image_size) for s in scenes]
     rows = []
@@ -558,7 +570,7 @@ class Trainer:
         self.tokenizer = Tokenizer(ranks)
         share_places(model.vision_model)
         torch.manual_seed(plan.seed)
-        self.head = PatchHead(model.config.text.hidden_size)
+        self.head = PatchHead(model.config.text.hidden_size).to(model.device)
         parameters = [*model.named_parameters(), *self.head.named_parameters()]
         # Only matrices decay: a gate or a norm that is pulled to 0 means something else.
         decays = [p for name, p in parameters if p.ndim > 1 and "embed" not in name]
@@ -568,34 +580,38 @@ class Trainer:
             groups, betas=(0.9, 0.98), weight_decay=0.05, fused=True
         )
         self.step, self.history = 0, []
-        self._sums = torch.zeros(2 + len(PATCH_TARGETS))
+        self._sums = torch.zeros(2 + len(PATCH_TARGETS), device=model.device)
 
     def train_step(self, batch):
         """One step: draw, look, answer, learn. Returns the loss, fp32 scalar."""
         plan, joint = self.plan, self.step >= self.plan.vision_steps
         for group in self.optimiser.param_groups:
             group["lr"] = plan.learning_rate(self.step)
+        device = self.model.device
         # On a CPU the fused kernel's backward pass is slower than plain products.
-        backends = [SDPBackend.MATH]
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(backends):
+        kernels = [SDPBackend.MATH]
+        if device.type != "cpu":
+            kernels += [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+        batch = batch.to(device)
+        with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(kernels):
             vision = project(self.model, batch)  # [N, K, P, D]
             patches = self.head.loss(vision, batch.patches)
-            answers = (
-                answer_loss(self.model, batch, vision) if joint else torch.zeros(())
-            )
-            weighted = (patches * torch.tensor(PATCH_WEIGHTS)).mean()
-            loss = answers + weighted * (plan.patch_weight if joint else 1.0)
+            told = patches.new_zeros(())
+            if joint:
+                told = answer_loss(self.model, batch, vision)
+            weighted = (patches * patches.new_tensor(PATCH_WEIGHTS)).mean()
+            loss = told + weighted * (plan.patch_weight if joint else 1.0)
         loss.backward()
         parameters = [*self.model.parameters(), *self.head.parameters()]
         nn.utils.clip_grad_norm_(parameters, 1.0)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
-        self._record(answers.detach(), patches.detach())
+        self._record(told.detach(), patches.detach())
         return loss.detach()
 
     def _record(self, answers, patches):
-        self._sums += torch.cat([torch.ones(1), answers[None], patches])
+        self._sums += torch.cat([answers.new_ones(1), answers[None], patches])
         if self.step % 50 == 0:
             count, answers, *patches = self._sums.tolist()
             gates = {
@@ -634,7 +650,7 @@ class Trainer:
         Raises:
             InputError: it was called with another plan.
         """
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, self.model.device, weights_only=True)
         mine = json.loads(json.dumps(asdict(self.plan)))  # tuples become lists
         theirs = json.loads(json.dumps(state["plan"]))
         other = [name for name in mine if mine[name] != theirs.get(name)]
@@ -649,6 +665,19 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.head.load_state_dict(state["head"])
         self.optimiser.load_state_dict(state["optimiser"])
+
+    def validate(self, items):
+        """Note in the history how many of some questions are answered right.
+
+        Args:
+            items: list of Item.
+        """
+        counts = exact_match(
+            items, answers(VLM(self.model.eval(), self.tokenizer), items)
+        )
+        self.model.train()
+        shares = {row: right / total for row, (right, total) in counts.items()}
+        self.history[-1]["validation"] = shares
 
     def batches(self, until, workers=1):
         """The batches of the steps still to do, drawn ahead by another process."""
@@ -681,22 +710,24 @@ class _Steps(torch.utils.data.Dataset):
 
 
 SAVE_EVERY = 500  # steps
+VALIDATE_EVERY = 1000  # steps of the second stage
 
 
-def new_trainer(plan):
+def new_trainer(plan, device="cpu"):
     """A Trainer at its first step, everything made from the plan's seed."""
     ranks = make_ranks()
     model = Mllama(small_config(len(ranks) + NUM_SPECIAL_TOKENS))
     initialise(model, plan.seed)
-    return Trainer(plan, model, ranks, load_masks("train"))
+    return Trainer(plan, model.to(device), ranks, load_masks("train"))
 
 
-def train(folder, plan=Plan(), progress=None, workers=1):
+def train(folder, plan=Plan(), progress=None, workers=1, device="cpu"):
     """Train a small model from nothing, or go on where an earlier call was stopped.
 
-    Every 500 steps the state is written to `training.pt` in the folder. The same plan
-    gives the same model on the same processor with as many threads, however often it
-    was stopped.
+    Every 500 steps the state is written to `training.pt` in the folder, and every 1,000
+    steps of the second stage 440 questions of the validation split are asked. The same
+    plan gives the same model on the same processor with as many threads, however often
+    it was stopped.
 
     Args:
         folder: path; made if it is not there. At the end it holds the model, as the
@@ -705,9 +736,10 @@ def train(folder, plan=Plan(), progress=None, workers=1):
         plan: Plan.
         progress: called with the Trainer after every step, or None.
         workers: processes that draw batches; 0 to draw them in this one.
+        device: torch device or its name.
 
     Returns:
-        VLM, on the CPU, parameters in bf16 as they are stored.
+        VLM, parameters in bf16 as they are stored.
 
     Raises:
         InputError: the folder holds a training with another plan; scikit-learn is not
@@ -715,11 +747,15 @@ def train(folder, plan=Plan(), progress=None, workers=1):
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state, trainer = folder / "training.pt", new_trainer(plan)
+    state, trainer = folder / "training.pt", new_trainer(plan, device)
     if state.is_file():
         trainer.load(state)
+    items = []
     for batch in trainer.batches(plan.steps, workers):
         trainer.train_step(batch)
+        if trainer.step % VALIDATE_EVERY == 0 and trainer.step > plan.vision_steps:
+            items = items or held_out("validation", 40, seed=1)
+            trainer.validate(items)
         if trainer.step % SAVE_EVERY == 0 or trainer.step == plan.steps:
             trainer.save(state)
         if progress:

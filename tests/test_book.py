@@ -1,7 +1,12 @@
 """The book's hand-written pages keep to the code."""
 
+import hashlib
+import json
 import re
 from pathlib import Path
+
+from mllama_lite.inference import find_folder
+from mllama_lite.measure import interval
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = "\n".join(
@@ -43,3 +48,29 @@ def test_every_citation_is_in_the_bibliography():
         for key in keys.split(",")
     }
     assert cited <= known, cited - known
+
+
+def held_out_table():
+    return json.loads((ROOT / "notebooks/measured/held_out.json").read_text())
+
+
+def test_the_table_was_measured_with_the_weights_that_ship():
+    weights = (find_folder() / "model.safetensors").read_bytes()
+    measured = held_out_table()
+    assert measured["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+    assert measured["split"] == "test"
+    assert measured["counts"]["right"]["all"][1] >= 5000
+
+
+def test_the_table_in_the_readme_is_the_one_measured():
+    columns = held_out_table()["counts"]
+    wanted = []
+    for row, (right, total) in columns["right"].items():
+        low, high = interval(right, total)
+        cells = [row, f"{right / total:.3f} ({low:.3f} to {high:.3f})"]
+        for name in ("unseen", "wrong", "blank", "none", "guess"):
+            one, of = columns[name][row]
+            cells.append(f"{one / of:.3f}")
+        wanted.append("| " + " | ".join(cells) + " |")
+    readme = (ROOT / "README.md").read_text()
+    assert [line for line in wanted if line not in readme] == []

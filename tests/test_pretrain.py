@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_a_batch_is_a_function_of_seed_and_step(fresh, masks):
     for step in (5, 0, 3, 1, 4, 2):
         assert same_batch(draw(fresh, masks, step), first[step])
     assert not any(same_batch(first[0], other) for other in first[1:])
-    other = draw(fresh, masks, 0, Plan(**{**vars(TINY), "seed": 1}))
+    other = draw(fresh, masks, 0, replace(TINY, seed=1))
     assert not same_batch(other, first[0])
 
 
@@ -145,6 +146,24 @@ def test_labels_are_the_answers_and_nothing_else(fresh, masks, drawn):
                 right = oracle(kind_of(question), question, drawn[i // 3])
                 assert answer == (right if images else UNKNOWN)
     assert blind > 2 and double > 20
+
+
+def test_questions_and_things_are_as_the_plan_says(fresh, masks, drawn):
+    def only(wanted):
+        return tuple(float(kind == wanted) for kind in WORDINGS)
+
+    plan = Plan(images=2, questions=3, kinds=("7", "star"), num_things=1)
+    plan = replace(plan, weights=only("count"), later_weights=only("exists"))
+    plan, kinds = replace(plan, later_step=4), []
+    for step in range(8):
+        for row in draw(fresh, masks, step, plan).tokens.tolist():
+            for text, _ in spoken(fresh.tokenizer, row):
+                kinds.append((step, kind_of(text.removeprefix("<|image|>"))))
+    assert set(kinds) == {
+        (step, "exists" if step > 3 else "count") for step in range(8)
+    }
+    assert {len(scene.things) for scene in drawn} == {1}
+    assert {scene.things[0].kind for scene in drawn} == {"7", "star"}
 
 
 def test_a_conversation_with_its_labels(fresh):
@@ -434,7 +453,7 @@ def test_a_training_that_was_killed_goes_on(unbroken, tmp_path):
 def test_another_plan_in_the_same_folder_is_refused(unbroken):
     before = files(unbroken)
     for name, value in (("seed", 1), ("joint_steps", 21), ("weights", (1.0,) * 9)):
-        plan = Plan(**{**vars(LONGER), name: value})
+        plan = replace(LONGER, **{name: value})
         with pytest.raises(InputError, match=f"was begun with {name} .*another folder"):
             train(unbroken, plan)
     assert files(unbroken) == before
