@@ -13,6 +13,7 @@ from PIL import Image
 from mllama_lite.errors import InputError
 from mllama_lite.scenes import DIGITS, KINDS, Question, ask, draw_scene, load_masks
 
+
 # What is counted apart: kinds of questions, and the numbers of things they are asked of
 # (None: any).
 ROWS = {

@@ -308,6 +308,94 @@ def image_to_canvas(image, config):
     return canvas, resized_size(image.height, image.width, canvas, side)
 
 
+class PatchHead(nn.Linear):
+    """Says of each vision token what is under it; for training only, never shipped.
+
+    Args:
+        size: D of the projected vision tokens.
+    """
+
+    def __init__(self, size):
+        super().__init__(size, sum(PATCH_TARGETS.values()))
+
+    def loss(self, vision, targets):
+        """Mean cross-entropy of each target.
+
+        Args:
+            vision: [N, K, P, D] projected tokens of the valid tiles.
+            targets: int [N, K·(P - 1), 7].
+
+        Returns:
+            fp32 [7].
+        """
+        logits = self(vision[:, :, 1:]).flatten(0, 2).float()  # [N·K·(P - 1), answers]
+        parts = logits.split(list(PATCH_TARGETS.values()), dim=-1)
+        targets = targets.flatten(0, 1).unbind(-1)
+        # Without a thing in the whole batch there is no mean; the sum is 0 then.
+        return torch.stack(
+            [
+                F.cross_entropy(part, target, reduction="sum")
+                / (target >= 0).sum().clamp(min=1)
+                for part, target in zip(parts, targets)
+            ]
+        )
+
+
+def encode_turns(tokenizer, questions, image=True):
+    """A conversation about one image, with the next tokens of its answers as labels.
+
+    Args:
+        tokenizer: Tokenizer.
+        questions: list of Question.
+        image: whether there is an image; without one every answer is UNKNOWN.
+
+    Returns:
+        (tokens, labels), lists of equal length.
+    """
+    tokens, labels = [tokenizer.bos_id], []
+    for i, question in enumerate(questions):
+        content = [object(), question.text] if image and i == 0 else question.text
+        tokens += tokenizer.encode_message("user", content)[0]
+        tokens += tokenizer.encode_header("assistant")
+        labels += [-100] * (len(tokens) - 1 - len(labels))
+        answer = tokenizer.encode(question.answer if image else UNKNOWN)
+        answer.append(tokenizer.special["<|eot_id|>"])
+        tokens += answer
+        labels += answer
+    return tokens, labels + [-100]
+
+
+@dataclass
+class Batch:
+    """What one step learns from.
+
+    Attributes:
+        pixel_values: fp32 [N, K, 3, S, S].
+        aspect_ratio_ids: int [N].
+        num_tiles: valid tiles of every image.
+        patches: int [N, K·(P - 1), 7], see `patch_targets`.
+        tokens: int [N·Q, T], padded on the right.
+        labels: int [N·Q, T], the next token where it is part of an answer, else -100.
+        sees: bool [N·Q, T, 1], see VisionContext.
+    """
+
+    pixel_values: torch.Tensor
+    aspect_ratio_ids: torch.Tensor
+    num_tiles: int
+    patches: torch.Tensor
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    sees: torch.Tensor
+
+    def to(self, device):
+        """The same batch on a device."""
+        moved = {
+            name: value.to(device) if isinstance(value, torch.Tensor) else value
+            for name, value in vars(self).items()
+        }
+        return Batch(**moved)
+
+
 @dataclass(frozen=True)
 class Plan:
     """How to train; the defaults made the model that ships.
@@ -357,61 +445,6 @@ class Plan:
         rate = self.joint_rate if joint else self.vision_rate
         left = (self.steps - step) / max(self.decay_steps, 1)
         return rate * min(1.0, (since + 1) / 200, left)
-
-
-@dataclass
-class Batch:
-    """What one step learns from.
-
-    Attributes:
-        pixel_values: fp32 [N, K, 3, S, S].
-        aspect_ratio_ids: int [N].
-        num_tiles: valid tiles of every image.
-        patches: int [N, K·(P - 1), 7], see `patch_targets`.
-        tokens: int [N·Q, T], padded on the right.
-        labels: int [N·Q, T], the next token where it is part of an answer, else -100.
-        sees: bool [N·Q, T, 1], see VisionContext.
-    """
-
-    pixel_values: torch.Tensor
-    aspect_ratio_ids: torch.Tensor
-    num_tiles: int
-    patches: torch.Tensor
-    tokens: torch.Tensor
-    labels: torch.Tensor
-    sees: torch.Tensor
-
-    def to(self, device):
-        """The same batch on a device."""
-        moved = {
-            name: value.to(device) if isinstance(value, torch.Tensor) else value
-            for name, value in vars(self).items()
-        }
-        return Batch(**moved)
-
-
-def encode_turns(tokenizer, questions, image=True):
-    """A conversation about one image, with the next tokens of its answers as labels.
-
-    Args:
-        tokenizer: Tokenizer.
-        questions: list of Question.
-        image: whether there is an image; without one every answer is UNKNOWN.
-
-    Returns:
-        (tokens, labels), lists of equal length.
-    """
-    tokens, labels = [tokenizer.bos_id], []
-    for i, question in enumerate(questions):
-        content = [object(), question.text] if image and i == 0 else question.text
-        tokens += tokenizer.encode_message("user", content)[0]
-        tokens += tokenizer.encode_header("assistant")
-        labels += [-100] * (len(tokens) - 1 - len(labels))
-        answer = tokenizer.encode(question.answer if image else UNKNOWN)
-        answer.append(tokenizer.special["<|eot_id|>"])
-        tokens += answer
-        labels += answer
-    return tokens, labels + [-100]
 
 
 def draw_batch(plan, step, masks, tokenizer, config, with_text=True):
@@ -483,39 +516,6 @@ def draw_questions(rng, scene, count, weights):
         if len(asked) == count:
             break
     return asked
-
-
-class PatchHead(nn.Linear):
-    """Says of each vision token what is under it; for training only, never shipped.
-
-    Args:
-        size: D of the projected vision tokens.
-    """
-
-    def __init__(self, size):
-        super().__init__(size, sum(PATCH_TARGETS.values()))
-
-    def loss(self, vision, targets):
-        """Mean cross-entropy of each target.
-
-        Args:
-            vision: [N, K, P, D] projected tokens of the valid tiles.
-            targets: int [N, K·(P - 1), 7].
-
-        Returns:
-            fp32 [7].
-        """
-        logits = self(vision[:, :, 1:]).flatten(0, 2).float()  # [N·K·(P - 1), answers]
-        parts = logits.split(list(PATCH_TARGETS.values()), dim=-1)
-        targets = targets.flatten(0, 1).unbind(-1)
-        # Without a thing in the whole batch there is no mean; the sum is 0 then.
-        return torch.stack(
-            [
-                F.cross_entropy(part, target, reduction="sum")
-                / (target >= 0).sum().clamp(min=1)
-                for part, target in zip(parts, targets)
-            ]
-        )
 
 
 def project(model, batch):

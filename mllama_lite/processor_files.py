@@ -16,6 +16,7 @@ from mllama_lite.tokenizer import (
     write_tokenizer_model,
 )
 
+
 CHAT_TEMPLATE = """\
 {{ bos_token }}{% for message in messages %}\
 <|start_header_id|>{{ message.role }}<|end_header_id|>\n\n\

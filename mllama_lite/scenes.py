@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageOps
 from mllama_lite.errors import InputError
 from mllama_lite.tiles import canvases, choose_canvas
 
+
 COLOURS = {
     "red": (214, 36, 40),
     "orange": (242, 142, 20),
@@ -28,7 +29,6 @@ KINDS = DIGITS + SHAPES
 TILE = 56  # pixels: sizes below are meant for tiles of this side
 MAX_THINGS = 4
 UNKNOWN = "I don't know"
-
 # Which of the 1,797 scans serve what. The scans come writer by writer, so these are
 # other people's hands. "test" is for one measurement at the end.
 SPLITS = {"train": (0, 1257), "validation": (1257, 1437), "test": (1437, 1797)}
@@ -340,6 +340,8 @@ WORDINGS = {
         ("Tell me if you see {a} {thing}.", "Does the picture have {a} {thing}?"),
     ),
 }
+
+
 SIDES = {
     "left of": (0, -1),
     "to the left of": (0, -1),
@@ -353,29 +355,18 @@ THIRDS = (("top left", "top", "top right"), ("left", "middle", "right")) + (
 )
 
 
-def _pick(rng, options):
-    return options[int(rng.integers(len(options)))]
+def _is_clear(scene, axis):
+    """Whether the things follow one another along an axis with room between."""
+    places = sorted(thing.centre[axis] for thing in scene.things)
+    sides = [thing.box[2] - thing.box[0] for thing in scene.things]
+    gaps = [b - a for a, b in zip(places, places[1:])]
+    return all(gap >= 0.3 * min(sides) for gap in gaps)
 
 
-def ask(rng, scene, kind, unseen_wording=False):
-    """A random question of one kind about a scene, if the scene allows one.
-
-    Args:
-        rng: numpy Generator.
-        scene: Scene.
-        kind: a key of WORDINGS.
-        unseen_wording: take a wording that training never uses.
-
-    Returns:
-        Question, or None: for instance, an order is only asked for where it is clear.
-    """
-    filled = _ASK[kind](rng, scene)
-    if filled is None:
-        return None
-    names, answer = filled
-    template = _pick(rng, WORDINGS[kind][unseen_wording])
-    text = template.format(**names)
-    return Question(kind, text, answer)
+def _named_once(rng, scene):
+    names = [thing.name for thing in scene.things]
+    single = [thing for thing in scene.things if names.count(thing.name) == 1]
+    return _pick(rng, single) if single else None
 
 
 def _absent(rng, scene, rate=0.14):
@@ -386,12 +377,8 @@ def _absent(rng, scene, rate=0.14):
     return Thing(kind, colour, (0, 0, 0, 0))
 
 
-def _is_clear(scene, axis):
-    """Whether the things follow one another along an axis with room between."""
-    places = sorted(thing.centre[axis] for thing in scene.things)
-    sides = [thing.box[2] - thing.box[0] for thing in scene.things]
-    gaps = [b - a for a, b in zip(places, places[1:])]
-    return all(gap >= 0.3 * min(sides) for gap in gaps)
+def _pick(rng, options):
+    return options[int(rng.integers(len(options)))]
 
 
 def _ask_digit(rng, scene):
@@ -443,12 +430,6 @@ def _ask_read(rng, scene):
     ordered = sorted(scene.digits, key=lambda thing: thing.centre[axis])
     order = ("from left to right", "from top to bottom")[axis]
     return {"order": order}, " ".join(thing.kind for thing in ordered)
-
-
-def _named_once(rng, scene):
-    names = [thing.name for thing in scene.things]
-    single = [thing for thing in scene.things if names.count(thing.name) == 1]
-    return _pick(rng, single) if single else None
 
 
 def _ask_where(rng, scene):
@@ -511,3 +492,24 @@ _ASK = {
     "describe": _ask_describe,
     "exists": _ask_exists,
 }
+
+
+def ask(rng, scene, kind, unseen_wording=False):
+    """A random question of one kind about a scene, if the scene allows one.
+
+    Args:
+        rng: numpy Generator.
+        scene: Scene.
+        kind: a key of WORDINGS.
+        unseen_wording: take a wording that training never uses.
+
+    Returns:
+        Question, or None: for instance, an order is only asked for where it is clear.
+    """
+    filled = _ASK[kind](rng, scene)
+    if filled is None:
+        return None
+    names, answer = filled
+    template = _pick(rng, WORDINGS[kind][unseen_wording])
+    text = template.format(**names)
+    return Question(kind, text, answer)

@@ -276,7 +276,8 @@ def test_it_sees():
     """Far above what guessing or another picture gives, on pictures it never saw."""
     stored, items = load(device="cpu"), held_out("validation", 20, seed=5)
     shares = {
-        images: exact_match(items, answers(stored, items, images))["all"][0] / len(items)
+        images: exact_match(items, answers(stored, items, images))["all"][0]
+        / len(items)
         for images in ("own", "wrong", "blank", "none")
     }
     guessed = best_guesses(items, held_out("train", 60, seed=6))
