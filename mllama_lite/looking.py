@@ -158,7 +158,7 @@ def draw_looks(looks, config, image=0, height=110):
             x = left + column * (width + gap)
             if row == 0:
                 text = piece.strip() or "(space)"
-                draw.text((x + width // 2, 5), text, "black", font, anchor="mt")
+                draw.text((x + width // 2, 17), text, "black", font, anchor="ms")
             share = (weights / weights.max().clamp(min=1e-9)).float().numpy()
             mask = Image.fromarray((share * 190).astype(np.uint8))
             # The map covers the canvas, of which the picture may leave a part empty.
