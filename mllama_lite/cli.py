@@ -142,7 +142,8 @@ def _check_show(options):
             f"--show {path} has no image to show: expected at least one; name one before "
             "the question."
         )
-    if path.suffix.lower() not in Image.registered_extensions():
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
         raise InputError(
             f"--show {path} ends in {path.suffix!r}: expected an image file such as "
             "attention.png; rename it."

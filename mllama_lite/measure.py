@@ -75,7 +75,6 @@ def held_out(split, count, seed=0, unseen_wording=False, kinds=KINDS):
     for number, (row, (kind, sizes)) in enumerate(ROWS.items()):
         if kind in ("digit", "one", "read") and not set(kinds) & set(DIGITS):
             continue
-        # No training batch has three numbers for a seed.
         rng, found = np.random.default_rng([seed, number, unseen_wording]), 0
         while found < count:
             size = sizes and sizes[int(rng.integers(len(sizes)))]
@@ -107,6 +106,12 @@ def answers(vlm, items, images="own", batch=64):
         raise InputError(
             f"The images are {images!r}: expected own, wrong, blank or none; choose one."
         )
+    if vlm.tokenizer is None:
+        raise InputError(
+            "The model has no tokenizer: expected one, for asking in words; add "
+            "tokenizer.model to its folder."
+        )
+    another = (len(items) // 2 + 7) % max(len(items), 1) or 1
     # Rows of like length and equally many tiles waste nothing in a batch.
     order = sorted(
         range(len(items)), key=lambda i: (items[i].question.kind, items[i].image.size)
@@ -117,7 +122,7 @@ def answers(vlm, items, images="own", batch=64):
         for i in chosen:
             picture = items[i].image
             if images == "wrong":
-                picture = items[(i + len(items) // 2 + 7) % len(items)].image
+                picture = items[(i + another) % len(items)].image
             elif images == "blank":
                 picture = Image.new("RGB", picture.size, "white")
             shown = [] if images == "none" else [picture]
@@ -136,8 +141,8 @@ def best_guesses(items, sample, enough=20):
     Args:
         items: list of Item to be answered.
         sample: list of other Items, from which to learn what is usually right.
-        enough: a question that occurs so often in the sample is guessed by its words,
-            a rarer one by its row.
+        enough: a question that occurs so often in a row of the sample is guessed by its
+            words, a rarer one by its row alone.
 
     Returns:
         list of str.
@@ -145,11 +150,11 @@ def best_guesses(items, sample, enough=20):
     by_text, by_row = {}, {}
     for item in sample:
         answer = item.question.answer
-        by_text.setdefault(item.question.text, Counter())[answer] += 1
+        by_text.setdefault((item.row, item.question.text), Counter())[answer] += 1
         by_row.setdefault(item.row, Counter())[answer] += 1
     guesses = []
     for item in items:
-        counts = by_text.get(item.question.text, Counter())
+        counts = by_text.get((item.row, item.question.text), Counter())
         if counts.total() < enough:
             counts = by_row[item.row]
         guesses.append(counts.most_common(1)[0][0])

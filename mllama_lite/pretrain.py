@@ -433,6 +433,15 @@ class Plan:
     kinds: tuple[str, ...] = KINDS
     num_things: int | None = None
 
+    def __post_init__(self):
+        for name in ("seed", "vision_steps", "joint_steps", "decay_steps"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise InputError(
+                    f"{name} is {value!r}: expected a whole number, 0 or more; change "
+                    "it."
+                )
+
     @property
     def steps(self):
         """Of both stages."""
@@ -742,10 +751,14 @@ def train(folder, plan=Plan(), progress=None, workers=1, device="cpu"):
         VLM, parameters in bf16 as they are stored.
 
     Raises:
-        InputError: the folder holds a training with another plan; scikit-learn is not
-            installed.
+        InputError: the folder is a file, or holds a training with another plan;
+            scikit-learn is not installed.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(
+            f"{folder} is a file: expected a folder to train in; choose another name."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     state, trainer = folder / "training.pt", new_trainer(plan, device)
     if state.is_file():
