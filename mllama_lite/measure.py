@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mllama_lite.errors import InputError
-from mllama_lite.scenes import DIGITS, KINDS, Question, ask, draw_scene, load_masks
+from mllama_lite.scenes import DIGITS, KINDS, SPLITS, Question, ask, draw_scene, load_masks
 
 
 # What is counted apart: kinds of questions, and the numbers of things they are asked of
@@ -75,7 +75,9 @@ def held_out(split, count, seed=0, unseen_wording=False, kinds=KINDS):
     for number, (row, (kind, sizes)) in enumerate(ROWS.items()):
         if kind in ("digit", "one", "read") and not set(kinds) & set(DIGITS):
             continue
-        rng, found = np.random.default_rng([seed, number, unseen_wording]), 0
+        # numpy drops zeros at the end of a seed, so the last number is never 0.
+        parts = [seed, list(SPLITS).index(split), number, 1 + unseen_wording]
+        rng, found = np.random.default_rng(parts), 0
         while found < count:
             size = sizes and sizes[int(rng.integers(len(sizes)))]
             scene = draw_scene(rng, masks, size, kinds=kinds)
