@@ -11,7 +11,10 @@ line of notebooks/measured/ablations.json; a variant that has its line is skippe
 training that was stopped goes on from .cache/ablations/. The package is used as it
 is: whatever a variant changes, it changes from here.
 
-One seed each: how far trainings with different seeds lie apart, only --seed can tell.
+One seed each. How far apart two seeds lie, the unchanged model says, on test pictures:
+
+    python benchmarks/ablations.py --only "as shipped" --seed 1 --split test \\
+        --count 500 --out notebooks/measured/seeds.json
 """
 
 import argparse
@@ -506,7 +509,7 @@ def write(path, text):
     os.replace(part, path)
 
 
-def run(variants, plan, count, out, folder=STATES, workers=1):
+def run(variants, plan, count, out, folder=STATES, workers=1, split="validation"):
     """Train and measure variants, those that have their line already excepted.
 
     Args:
@@ -515,6 +518,7 @@ def run(variants, plan, count, out, folder=STATES, workers=1):
         count: questions in each row.
         out: path of the output file.
         folder, workers: see `train`.
+        split: whose questions are asked.
 
     Raises:
         SystemExit: a variant needs the baseline's seconds per step, and it has no line.
@@ -527,7 +531,7 @@ def run(variants, plan, count, out, folder=STATES, workers=1):
             print(f"{variant.name}: in {out} already", flush=True)
             continue
         trainer, seconds = train(variant, own, folder, workers)
-        items = items or held_out("validation", count)
+        items = items or held_out(split, count)
         record = measured(variant, trainer, seconds, items)
         add(out, record)
         right, total = record["accuracy"]["all"]
@@ -596,6 +600,7 @@ def main():
     parser.add_argument(
         "--count", type=whole, default=100, help="questions in each row"
     )
+    parser.add_argument("--split", default="validation", choices=("validation", "test"))
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--time", type=whole, help="time so many steps of each instead")
     options = parser.parse_args()
@@ -613,7 +618,7 @@ def main():
             baseline + [v for v in chosen if v.name != BASELINE], plan, options.time
         )
     else:
-        run(chosen, plan, options.count, options.out)
+        run(chosen, plan, options.count, options.out, split=options.split)
 
 
 if __name__ == "__main__":

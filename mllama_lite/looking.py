@@ -117,19 +117,22 @@ def patch_map(weights, canvas):
     return grid.flatten(-4, -3).flatten(-2, -1)
 
 
-def draw_looks(looks, config, image=0, height=110):
+def draw_looks(looks, config, image=None, height=110):
     """One picture of where each token of an answer was looked up, layer by layer.
 
     Args:
         looks: Looks.
         config: VisionConfig.
-        image: which of the images.
+        image: number of an image; None for all, one below the other.
         height: of a panel, in pixels.
 
     Returns:
         PIL image: a column for each token, a row for each layer, heads averaged.
         Orange is attention, full orange the most that a patch of the panel got.
     """
+    if image is None:
+        every = range(len(looks.images))
+        return _stacked([draw_looks(looks, config, i, height) for i in every])
     picture = looks.images[image]
     size = picture.height, picture.width
     canvas = choose_canvas(*size, config.image_size, config.max_num_tiles)
@@ -172,4 +175,14 @@ def draw_looks(looks, config, image=0, height=110):
             )
             panel = Image.composite(orange, grey, mask)
             whole.paste(panel, (x, y))
+    return whole
+
+
+def _stacked(pictures):
+    """Pictures one below the other, on white."""
+    size = max(one.width for one in pictures), sum(one.height for one in pictures)
+    whole, y = Image.new("RGB", size, "white"), 0
+    for one in pictures:
+        whole.paste(one, (0, y))
+        y += one.height
     return whole

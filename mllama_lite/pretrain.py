@@ -7,6 +7,7 @@ the number of the step, so that training can stop anywhere and go on as if it ha
 import json
 import math
 import os
+import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def make_ranks():
 
 
 def small_config(vocab_size):
-    """Sizes of the small model: the 11B's structure, nothing left out.
+    """Sizes of the small model: the 11B's structure, but RoPE is not stretched.
 
     Args:
         vocab_size: W of its tokenizer.
@@ -657,9 +658,15 @@ class Trainer:
         """Go on from where `save` was called.
 
         Raises:
-            InputError: it was called with another plan.
+            InputError: it was called with another plan; the file is damaged.
         """
-        state = torch.load(path, self.model.device, weights_only=True)
+        try:
+            state = torch.load(path, self.model.device, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError):
+            raise InputError(
+                f"{path} cannot be read: expected the state of a training; delete it "
+                "to begin anew."
+            ) from None
         mine = json.loads(json.dumps(asdict(self.plan)))  # tuples become lists
         theirs = json.loads(json.dumps(state["plan"]))
         other = [name for name in mine if mine[name] != theirs.get(name)]

@@ -4,6 +4,7 @@ import re
 import statistics
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +21,7 @@ from mllama_lite.measure import (
     row_of,
     table,
 )
-from mllama_lite.scenes import Question
+from mllama_lite.scenes import SPLITS, Question
 from test_scenes import kind_of
 
 
@@ -65,10 +66,29 @@ def test_questions_are_a_function_of_split_count_and_seed(items):
     same = key(items)
     assert key(held_out("validation", 12)) == same
     assert not set(key(held_out("validation", 12, seed=1))) & set(same)
+    # Another split has other pictures, those without any digit too.
+    others = held_out("test", 12)
+    assert not {image for *_, image in key(others)} & {image for *_, image in same}
     # More questions are the same ones and others after them.
     longer = [one for one in held_out("validation", 15)]
     first = [one for i, one in enumerate(longer) if i % 15 < 12]
     assert key(first) == same
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_no_batch_of_a_training_has_the_random_numbers_of_held_out(monkeypatch, unseen):
+    """numpy drops zeros at the end of a seed: [0, 7, 0] is [0, 7], and so is step 7."""
+    begun, real = [], np.random.default_rng
+    monkeypatch.setattr(
+        np.random, "default_rng", lambda seed: begun.append(seed) or real(seed)
+    )
+    for split in SPLITS:
+        held_out(split, 1, unseen_wording=unseen)
+    monkeypatch.undo()
+    held = [real(seed).random(4).tolist() for seed in begun]
+    trained = [real([0, step]).random(4).tolist() for step in range(12_000)]
+    assert len(held) == 33 and len({tuple(numbers) for numbers in held}) == 33
+    assert not [numbers for numbers in held if numbers in trained]
 
 
 def test_unseen_wordings_are_other_wordings(items):

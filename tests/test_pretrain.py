@@ -460,6 +460,15 @@ def test_another_plan_in_the_same_folder_is_refused(unbroken):
     assert files(unbroken) == before
 
 
+@pytest.mark.parametrize("damage", [b"", b"not a state", None])
+def test_a_damaged_state_is_refused(unbroken, tmp_path, damage):
+    whole = (unbroken / "training.pt").read_bytes()
+    damage = whole[: len(whole) // 2] if damage is None else damage
+    (tmp_path / "training.pt").write_bytes(damage)
+    with pytest.raises(InputError, match="training.pt cannot be read"):
+        train(tmp_path, TINY, workers=0)
+
+
 def test_history_holds_the_means_of_fifty_steps(unbroken):
     import json
 

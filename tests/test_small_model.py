@@ -272,6 +272,18 @@ def test_an_answer_is_drawn(vlm, scenes):
         assert drawn.height == 24 + 3 * 66
 
 
+def test_several_images_are_drawn_one_below_the_other(vlm, scenes):
+    pictures = [scenes[0].image, scenes[1].image]
+    looks = look(vlm, pictures, "What do you see?", max_new_tokens=3)
+    each = [draw_looks(looks, vlm.config.vision, image=i) for i in (0, 1)]
+    both = draw_looks(looks, vlm.config.vision)
+    assert both.size == (max(one.width for one in each), sum(p.height for p in each))
+    y = 0
+    for one in each:
+        assert both.crop((0, y, one.width, y + one.height)).tobytes() == one.tobytes()
+        y += one.height
+
+
 def test_it_sees():
     """Far above what guessing or another picture gives, on pictures it never saw."""
     stored, items = load(device="cpu"), held_out("validation", 20, seed=5)
