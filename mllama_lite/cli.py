@@ -1,4 +1,4 @@
-"""The command line: ask, info, download, train, measure. By hand, not exported."""
+"""The command line: ask, info, download, train, measure, finetune. Not exported."""
 
 import argparse
 import os
@@ -52,6 +52,9 @@ def _parser():
         metavar="FILE",
         help="also save a picture of where each token of the (greedy) answer looked",
     )
+    ask.add_argument(
+        "--adapter", metavar="FOLDER", help="merge what finetune made into the model"
+    )
     ask.set_defaults(run=_ask)
     info = commands.add_parser(
         "info", help="what a model is and needs, without loading it"
@@ -95,7 +98,57 @@ def _parser():
         "--out", metavar="FILE", help="also write the counts to a JSON file"
     )
     measure.set_defaults(run=_measure)
+    finetune = commands.add_parser(
+        "finetune",
+        help="train an adapter on a folder of images and questions, or go on with it",
+    )
+    finetune.add_argument(
+        "data", metavar="DATA", help="folder with images and metadata.jsonl"
+    )
+    finetune.add_argument("--out", required=True, metavar="FOLDER")
+    _add_model(finetune)
+    finetune.add_argument(
+        "--targets",
+        metavar="A,B,...",
+        help="what is adapted: all, self, mlp, cross, vision.local, vision.global, "
+        "projector, head, or patterns of module names; default: self,mlp,cross",
+    )
+    for name, kind, meaning in RECIPE:
+        finetune.add_argument(
+            f"--{name}", type=kind, metavar=kind.__name__[0].upper(), help=meaning
+        )
+    for name, meaning in (
+        ("checkpointing", "compute layers twice, for a fraction of the memory"),
+        ("skip-bad", "go on without lines that are no samples"),
+        ("resume", "insist that there is a training to go on with"),
+    ):
+        finetune.add_argument(f"--{name}", action="store_true", help=meaning)
+    finetune.add_argument(
+        "--save-every", type=int, default=50, metavar="N", help="steps (50)"
+    )
+    finetune.add_argument(
+        "--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is one"
+    )
+    finetune.add_argument(
+        "--dtype", help="bfloat16 or float32; default: bfloat16 on a GPU that has it"
+    )
+    finetune.set_defaults(run=_finetune)
     return parser
+
+
+RECIPE = (  # options of finetune that are settings of its Recipe
+    ("rank", int, "of the adapter (8)"),
+    ("alpha", float, "the adapter is multiplied by alpha / rank (16)"),
+    ("dropout", float, "share of an adapter's inputs that is left out (0)"),
+    ("epochs", int, "how often every sample is seen (3)"),
+    ("steps", int, "steps of the optimiser, instead of epochs"),
+    ("lr", float, "highest learning rate (2e-4)"),
+    ("batch", int, "samples at once, which memory limits (4)"),
+    ("accumulate", int, "how many batches make a step (1)"),
+    ("held-out", float, "share of the samples that is measured, not learned (0.1)"),
+    ("max-length", int, "tokens that a sample may have; default: the model's context"),
+    ("seed", int, "of all random numbers (0)"),
+)
 
 
 def _add_model(parser):
@@ -116,7 +169,16 @@ def _ask(options):
     if options.show:
         _check_show(options)
     images = [open_image(image) for image in options.images]
+    if options.adapter:
+        _check_adapter(options.adapter)
     vlm = load(options.model, options.device, options.dtype, _progress())
+    if options.adapter:
+        from mllama_lite.adapter_files import load_adapter
+        from mllama_lite.lora import merge, remove_adapters
+
+        load_adapter(vlm.model, options.adapter)
+        merge(vlm.model)
+        remove_adapters(vlm.model)  # a plain model again, with the adapter in it
     settings["max_new_tokens"] = options.max_new_tokens
     for piece in vlm.stream(images, options.question, **settings):
         print(piece, end="", flush=True)
@@ -152,6 +214,17 @@ def _check_show(options):
         raise InputError(
             f"--show {path} is in a folder that does not exist: expected an existing "
             "one; make it first."
+        )
+
+
+def _check_adapter(folder):
+    """Before anything is loaded: whether the folder of --adapter holds one."""
+    from mllama_lite.errors import InputError
+
+    if not os.path.isfile(os.path.join(folder, "adapter_config.json")):
+        raise InputError(
+            f"--adapter {folder} has no adapter_config.json: expected the folder that "
+            "finetune wrote to; check the path."
         )
 
 
@@ -237,6 +310,35 @@ def _train(options):
     print(options.out)
 
 
+def _finetune(options):
+    _keep_freed_memory()
+    from functools import partial
+
+    from mllama_lite.finetune import Recipe, finetune
+
+    names = [name.replace("-", "_") for name, _, _ in RECIPE]
+    given = {name: getattr(options, name) for name in names}
+    if options.targets is not None:
+        given["targets"] = tuple(options.targets.split(","))
+    recipe = Recipe(**{name: v for name, v in given.items() if v is not None})
+    finetune(
+        options.model,
+        options.data,
+        options.out,
+        recipe,
+        device=options.device,
+        dtype=options.dtype,
+        checkpointing=options.checkpointing,
+        skip_bad=options.skip_bad,
+        save_every=options.save_every,
+        resume=options.resume,
+        progress=_training_progress("loss", (1, 50)),
+        report=partial(print, file=sys.stderr),
+    )
+    if os.environ.get("RANK", "0") == "0":  # the first of several processes
+        print(options.out)
+
+
 def _keep_freed_memory():
     """Let the C library keep large blocks for the next step of training.
 
@@ -253,21 +355,26 @@ def _keep_freed_memory():
     set_option(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes
 
 
-def _training_progress():
-    """A line on standard error that is written anew every ten steps."""
+def _training_progress(name="answers", every=(10, 500)):
+    """A line on standard error that is written anew every so many steps.
+
+    Args:
+        name: of the loss in the trainer's history.
+        every: steps, on a terminal and off it.
+    """
     import time
 
     begin, first, terminal = time.monotonic(), [], sys.stderr.isatty()
 
     def show(trainer):
         first[:] = first or [trainer.step - 1]
-        done, total = trainer.step, trainer.plan.steps
-        if done % (10 if terminal else 500) and done != total:
+        done, total = trainer.step, getattr(trainer, "plan", trainer).steps
+        if done % every[not terminal] and done != total:
             return
         each = (time.monotonic() - begin) / (done - first[0])
         left = round(each * (total - done))
         last = trainer.history[-1] if trainer.history else {}
-        loss = f", answers {last['answers']:.3f}" if last.get("answers") else ""
+        loss = f", {name} {last[name]:.3f}" if last.get(name) else ""
         bar = "#" * (30 * done // total)
         text = f"training [{bar:<30}] {done} of {total}{loss}"
         text += f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"

@@ -14,6 +14,10 @@ FOREIGN = (
     "IPython",
     "ipywidgets",
     "nbformat",
+    "peft",
+    "accelerate",
+    "datasets",
+    "pandas",
 )
 PROGRAM = """
 import importlib, pkgutil, sys

@@ -1,0 +1,421 @@
+"""Low-rank adapters (LoRA): train two small matrices beside every chosen Linear.
+
+Built in chapter 12, notebooks/12_lora.ipynb. The model's code knows nothing of this:
+its layers are wrapped from outside.
+"""
+
+import math
+import re
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from mllama_lite.errors import InputError
+
+
+# What can be adapted, by what it is. {self} and {cross} stand for the indices of the
+# self- and the cross-attention layers.
+GROUPS = {
+    "self": r"language_model\.model\.layers\.{self}\.self_attn\.[qkvo]_proj",
+    "self.q": r"language_model\.model\.layers\.{self}\.self_attn\.q_proj",
+    "self.k": r"language_model\.model\.layers\.{self}\.self_attn\.k_proj",
+    "self.v": r"language_model\.model\.layers\.{self}\.self_attn\.v_proj",
+    "self.o": r"language_model\.model\.layers\.{self}\.self_attn\.o_proj",
+    "mlp": r"language_model\.model\.layers\.{self}\.mlp\.(gate|up|down)_proj",
+    "mlp.gate": r"language_model\.model\.layers\.{self}\.mlp\.gate_proj",
+    "mlp.up": r"language_model\.model\.layers\.{self}\.mlp\.up_proj",
+    "mlp.down": r"language_model\.model\.layers\.{self}\.mlp\.down_proj",
+    "cross": r"language_model\.model\.layers\.{cross}\.(cross_attn|mlp)\..*_proj",
+    "vision.local": r"vision_model\.transformer\.layers\..*(_proj|fc1|fc2)",
+    "vision.global": r"vision_model\.global_transformer\.layers\..*(_proj|fc1|fc2)",
+    "projector": r"multi_modal_projector",
+    "head": r"language_model\.lm_head",
+}
+
+
+class LowRank(nn.Module):
+    """The two matrices of one adapter at one layer: x to scale · B A x.
+
+    A begins random and B at zero, so a new adapter changes nothing.
+
+    Args:
+        in_features, out_features: of the layer it belongs to.
+        rank: r, between the two matrices.
+        alpha: the sum is multiplied by alpha / rank.
+        dropout: share of the inputs set to 0 while training.
+        device: of the matrices, which are always fp32.
+
+    Source: Hu et al. 2022; first values as in PEFT's `LoraLayer.reset_lora_parameters`.
+    """
+
+    def __init__(
+        self, in_features, out_features, rank, alpha, dropout=0.0, device=None
+    ):
+        super().__init__()
+        settings = {"dtype": torch.float32, "device": device}
+        self.A = nn.Parameter(torch.empty(rank, in_features, **settings))
+        self.B = nn.Parameter(torch.zeros(out_features, rank, **settings))
+        self.dropout = nn.Dropout(dropout)
+        self.rank, self.alpha, self.scale = rank, alpha, alpha / rank
+
+    def first_values(self, generator):
+        """Fill A uniformly between -1 and 1 over the root of its inputs; B is 0."""
+        bound = self.A.shape[1] ** -0.5
+        values = torch.rand(self.A.shape, generator=generator) * 2 - 1
+        with torch.no_grad():
+            self.A.copy_(values * bound)
+
+    def forward(self, x):
+        """[..., in] to fp32 [..., out]."""
+        x = self.dropout(x.to(self.A.dtype))
+        return (
+            nn.functional.linear(nn.functional.linear(x, self.A), self.B) * self.scale
+        )
+
+    def product(self):
+        """scale · B A, fp32 [out, in]: what the adapter adds to the weight."""
+        return self.scale * (self.B @ self.A)
+
+
+class LoRALinear(nn.Module):
+    """A Linear as it was, plus the active ones of several adapters.
+
+    Args:
+        base: nn.Linear, kept as it is.
+
+    Attributes:
+        base: the same.
+        adapters: ModuleDict from name to LowRank.
+        active: names of the adapters that are added.
+        merged: names of the adapters that are in the weight already.
+    """
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+        self.adapters = nn.ModuleDict()
+        self.active, self.merged = (), ()
+        self._unmerged_weight = None
+
+    @property
+    def weight(self):
+        """The base's weight [out, in]."""
+        return self.base.weight
+
+    @property
+    def bias(self):
+        """The base's bias [out], or None."""
+        return self.base.bias
+
+    def forward(self, x):
+        """[..., in] to [..., out], dtype as the base gives it."""
+        output = self.base(x)
+        for name in self.active:
+            if name not in self.merged and name in self.adapters:
+                output = output + self.adapters[name](x).to(output.dtype)
+        return output
+
+    @torch.no_grad()
+    def merge(self):
+        """Add the active adapters to the base's weight; the weight before is kept."""
+        self.unmerge()
+        names = tuple(name for name in self.active if name in self.adapters)
+        if names:
+            weight = self.base.weight
+            total = sum(self.adapters[name].product() for name in names)
+            self._unmerged_weight, self.merged = weight.data, names
+            weight.data = (weight.float() + total).to(weight.dtype)
+
+    def unmerge(self):
+        """Put the weight back that was there before `merge`, bit for bit."""
+        if self.merged:
+            self.base.weight.data = self._unmerged_weight
+            self._unmerged_weight, self.merged = None, ()
+
+
+def find_targets(model, targets):
+    """Names of the Linear layers that some groups or patterns stand for.
+
+    Args:
+        model: Mllama, with adapters or without.
+        targets: keys of GROUPS, "all", or patterns of module names with * for any
+            letters; one string or several.
+
+    Returns:
+        list of names, in the order of the model.
+
+    Raises:
+        InputError: a target that matches nothing, or something that is not a Linear.
+    """
+    modules = dict(named_layers(model))
+    groups = groups_of(model)
+    targets = [targets] if isinstance(targets, str) else list(targets)
+    if not targets:
+        raise InputError(
+            f"There are no targets: expected one or more of all, {', '.join(GROUPS)}, "
+            "or patterns of module names; name some."
+        )
+    found = set()
+    for target in targets:
+        if target == "all":
+            matching = [name for name in groups if groups[name][0] != "head"]
+        elif target in GROUPS:
+            matching = [name for name, of in groups.items() if target in of]
+        else:
+            matching = [name for name in modules if fnmatchcase(name, str(target))]
+        if not matching:
+            raise InputError(
+                f"The target {target!r} matches no layer of this model: expected all, "
+                f"{', '.join(GROUPS)}, or a pattern of module names such as "
+                "*.self_attn.q_proj; correct it."
+            )
+        for name in matching:
+            if not isinstance(modules[name], (nn.Linear, LoRALinear)):
+                kind = type(modules[name]).__name__
+                raise InputError(
+                    f"The target {target!r} matches {name}, a {kind}: expected Linear "
+                    "layers alone; make the pattern narrower."
+                )
+        found.update(matching)
+    return [name for name in modules if name in found]
+
+
+def groups_of(model):
+    """Which of GROUPS each Linear belongs to: dict from its name to a list of keys."""
+    text = model.config.text
+    layers = {
+        "self": "({})".format("|".join(map(str, text.self_attention_layers))),
+        "cross": "({})".format("|".join(map(str, text.cross_attention_layers))),
+    }
+    patterns = {
+        group: pattern.replace("{self}", layers["self"]).replace(
+            "{cross}", layers["cross"]
+        )
+        for group, pattern in GROUPS.items()
+    }
+    return {
+        name: [group for group in GROUPS if re.fullmatch(patterns[group], name)]
+        for name, module in named_layers(model)
+        if isinstance(module, (nn.Linear, LoRALinear))
+    }
+
+
+def named_layers(model):
+    """Modules by the names they have without adapters; nothing inside a wrapper."""
+    inside = {
+        id(part)
+        for module in model.modules()
+        if isinstance(module, LoRALinear)
+        for part in module.modules()
+        if part is not module
+    }
+    for name, module in model.named_modules():
+        if name and id(module) not in inside:
+            yield name, module
+
+
+def lora_layers(model):
+    """The wrapped layers of a model: dict from name to LoRALinear."""
+    named = model.named_modules()
+    return {name: module for name, module in named if isinstance(module, LoRALinear)}
+
+
+def add_adapter(
+    model,
+    targets=("self", "mlp", "cross"),
+    rank=8,
+    alpha=16,
+    dropout=0.0,
+    name="default",
+    seed=0,
+    report=print,
+):
+    """Give a model a new adapter and let nothing else be trained.
+
+    Args:
+        model: Mllama; its layers are wrapped in place.
+        targets: see `find_targets`.
+        rank: r of every pair of matrices.
+        alpha: the sum is multiplied by alpha / rank.
+        dropout: share of an adapter's inputs set to 0 while training.
+        name: of the adapter; it becomes the active one.
+        seed: of the first values.
+        report: called with a text that says which layers were taken and how many
+            parameters train; None for silence.
+
+    Returns:
+        list of the adapter's parameters.
+
+    Raises:
+        InputError: see `find_targets`; a rank, alpha or dropout that makes no sense; a
+            name that is taken or is not one word.
+    """
+    if type(rank) is not int or rank < 1:
+        raise InputError(
+            f"The rank is {rank!r}: expected a whole number, 1 or more; change it."
+        )
+    if not isinstance(alpha, (int, float)) or not alpha > 0 or math.isinf(alpha):
+        raise InputError(f"alpha is {alpha!r}: expected a number above 0; change it.")
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise InputError(
+            f"dropout is {dropout!r}: expected a number from 0 up to 1; change it."
+        )
+    check_new_name(model, name)
+    chosen, modules = find_targets(model, targets), dict(model.named_modules())
+    sizes = {
+        n: (modules[n].weight.shape[1], modules[n].weight.shape[0]) for n in chosen
+    }
+    shapes = {n: (*size, rank, alpha, dropout) for n, size in sizes.items()}
+    pairs = put_adapter(model, name, shapes)
+    generator = torch.Generator().manual_seed(seed)
+    for pair in pairs.values():
+        pair.first_values(generator)
+    use_adapters(model, name)
+    parameters = train_only(model, name)
+    if report:
+        report(describe(model, name))
+    return parameters
+
+
+def check_new_name(model, name):
+    if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+        raise InputError(
+            f"The adapter's name is {name!r}: expected letters, digits and _; choose "
+            "another."
+        )
+    if name in adapter_names(model):
+        raise InputError(
+            f"The model has an adapter named {name!r} already: expected a new name; "
+            "choose another, or remove that one."
+        )
+
+
+def put_adapter(model, name, shapes):
+    """Wrap layers where needed and give each a LowRank: dict from layer to it."""
+    pairs = {}
+    for layer, shape in shapes.items():
+        module = model.get_submodule(layer)
+        if not isinstance(module, LoRALinear):
+            module = LoRALinear(module)
+            model.set_submodule(layer, module)
+        pair = LowRank(*shape, device=module.weight.device)
+        module.adapters[name] = pairs[layer] = pair.train(model.training)
+    return pairs
+
+
+def adapter_names(model):
+    """Names of all adapters that a model has, in the order they came."""
+    layers = lora_layers(model).values()
+    return list(dict.fromkeys(name for layer in layers for name in layer.adapters))
+
+
+def train_only(model, name):
+    """Let one adapter's matrices be trained and nothing else; returns them."""
+    model.requires_grad_(False)
+    pairs = [layer.adapters[name] for layer in layers_with(model, name).values()]
+    return [p.requires_grad_(True) for pair in pairs for p in (pair.A, pair.B)]
+
+
+def layers_with(model, name):
+    """Wrapped layers that an adapter has a part in; unknown names are refused."""
+    layers = lora_layers(model)
+    there = {
+        layer: module for layer, module in layers.items() if name in module.adapters
+    }
+    if not there:
+        known = ", ".join(adapter_names(model)) or "none"
+        raise InputError(
+            f"There is no adapter named {name!r}: expected one that the model has "
+            f"({known}); add or load it first."
+        )
+    return there
+
+
+def describe(model, name="default"):
+    """Which layers an adapter is on, and how many parameters it has, as a text."""
+    layers, groups = layers_with(model, name), groups_of(model)
+    sizes = {
+        n: sum(p.numel() for p in m.adapters[name].parameters())
+        for n, m in layers.items()
+    }
+    rows = {}
+    for layer in layers:
+        # The narrowest group that it belongs to comes last.
+        rows.setdefault(groups[layer][-1], []).append(layer)
+    lines = []
+    for group, names in rows.items():
+        count = sum(sizes[layer] for layer in names)
+        lines.append(f"  {group:14} {len(names):4} layers {count:12,} parameters")
+    whole = sum(p.numel() for p in base_parameters(model))
+    total = sum(sizes.values())
+    ranks = sorted({m.adapters[name].rank for m in layers.values()})
+    first = f"adapter {name!r}, rank {', '.join(map(str, ranks))}:"
+    last = f"  {total:,} parameters train, {total / whole:.2%} of the model's {whole:,}"
+    return "\n".join([first, *lines, last])
+
+
+def base_parameters(model):
+    """The parameters that are not an adapter's."""
+    mine = {
+        id(parameter)
+        for layer in lora_layers(model).values()
+        for parameter in layer.adapters.parameters()
+    }
+    return [p for p in model.parameters() if id(p) not in mine]
+
+
+def use_adapters(model, *names):
+    """Make these adapters the active ones, all together; without a name, none is.
+
+    Raises:
+        InputError: no adapter has that name; adapters are merged.
+    """
+    for name in names:
+        layers_with(model, name)
+    layers = lora_layers(model)
+    if any(layer.merged for layer in layers.values()):
+        raise InputError(
+            "Adapters are merged into the weights: expected them apart before others "
+            "are chosen; call unmerge first."
+        )
+    for layer in layers.values():
+        layer.active = tuple(names)
+
+
+@contextmanager
+def adapters_used(model, *names):
+    """For the length of a `with` block: these adapters, or without a name none."""
+    before = {layer: layer.active for layer in lora_layers(model).values()}
+    use_adapters(model, *names)
+    try:
+        yield
+    finally:
+        for layer, active in before.items():
+            layer.active = active
+
+
+def merge(model):
+    """Add the active adapters to the weights: no more cost than the model alone.
+
+    The weights before are kept, so this takes the memory of the adapted layers once
+    more until `unmerge` or `remove_adapters`.
+    """
+    for layer in lora_layers(model).values():
+        layer.merge()
+
+
+def unmerge(model):
+    """Put the weights back that were there before `merge`, bit for bit."""
+    for layer in lora_layers(model).values():
+        layer.unmerge()
+
+
+def remove_adapters(model):
+    """Take all adapters off: a plain model again, with merged weights if they are.
+
+    Merge first to keep what was learned, as for `save_model`.
+    """
+    for name, layer in lora_layers(model).items():
+        model.set_submodule(name, layer.base)
