@@ -592,9 +592,9 @@ def main():
 
     names = [variant.name for variant in VARIANTS]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps-vision", type=whole, default=1500)
-    parser.add_argument("--steps-joint", type=whole, default=5000)
-    parser.add_argument("--decay", type=whole, default=1500, help="steps, of the joint")
+    parser.add_argument("--steps-vision", type=whole, default=1200)
+    parser.add_argument("--steps-joint", type=whole, default=800)
+    parser.add_argument("--decay", type=whole, default=600, help="steps, of the joint")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME")
     parser.add_argument(

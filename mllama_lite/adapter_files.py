@@ -191,6 +191,12 @@ def _read_adapter(folder):
             f"{folder} cannot be read ({error}): expected an adapter as PEFT writes "
             "it; save or download it again."
         ) from None
+    alpha = config.get("lora_alpha") if isinstance(config, dict) else None
+    if not isinstance(alpha, (int, float)):
+        raise InputError(
+            f"{folder} has lora_alpha {alpha!r} in adapter_config.json: expected a "
+            "number; save or download the adapter again."
+        )
     for setting, plain in PLAIN.items():
         if config.get(setting) not in plain:
             raise InputError(

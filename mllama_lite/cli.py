@@ -70,7 +70,8 @@ def _parser():
     download.add_argument("model", help="hub id: organisation/name")
     download.set_defaults(run=_download)
     train = commands.add_parser(
-        "train", help="train the small shipped model anew, or go on where it was stopped"
+        "train",
+        help="train the small shipped model anew, or go on where it was stopped",
     )
     train.add_argument("--out", required=True, metavar="FOLDER")
     for name, meaning in (
@@ -114,9 +115,7 @@ def _parser():
         "projector, head, or patterns of module names; default: self,mlp,cross",
     )
     for name, kind, meaning in RECIPE:
-        finetune.add_argument(
-            f"--{name}", type=kind, metavar=kind.__name__[0].upper(), help=meaning
-        )
+        finetune.add_argument(f"--{name}", type=kind, metavar="N", help=meaning)
     for name, meaning in (
         ("checkpointing", "compute layers twice, for a fraction of the memory"),
         ("skip-bad", "go on without lines that are no samples"),
@@ -153,7 +152,8 @@ RECIPE = (  # options of finetune that are settings of its Recipe
 
 def _add_model(parser):
     parser.add_argument(
-        "--model", help="hub id or folder, either layout; default: the small shipped one"
+        "--model",
+        help="hub id or folder, either layout; default: the small shipped one",
     )
 
 

@@ -309,7 +309,8 @@ def test_a_validation_folder_is_what_is_held_out(tmp_path, no_matplotlib):
 
 
 def test_datasets_reads_the_same_folders(tmp_path):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     one = [line for line in LINES if "file_names" not in line]
     several = [line for line in LINES if line.get("file_names")]
     vlm = tiny()
@@ -635,7 +636,8 @@ def test_the_base_stays_as_it_was(data, tmp_path, no_matplotlib):
 
 
 def test_metrics_are_for_pandas_and_the_loss_for_the_eye(data, tmp_path):
-    pandas = pytest.importorskip("pandas")
+    import pandas
+
     recipe = replace(SHORT, steps=None, epochs=3, warmup=0.0)
     finetune(tiny(), data, tmp_path / "out", recipe, report=None)
     table = pandas.read_csv(tmp_path / "out" / "metrics.csv")
@@ -648,7 +650,6 @@ def test_metrics_are_for_pandas_and_the_loss_for_the_eye(data, tmp_path):
     learned, _ = hold_out(read(data, tiny()), 0.1, 5)
     tokens = sum(sample.num_answer_tokens for sample in learned)
     assert table.tokens.sum() == 3 * tokens
-    pytest.importorskip("matplotlib")
     with Image.open(tmp_path / "out" / "loss.png") as image:
         assert image.format == "PNG" and np.asarray(image).std() > 10
 
@@ -863,7 +864,6 @@ def test_the_command_line_from_pictures_to_an_answer(trained, pictures, capsys):
 
 
 def test_accelerate_launches_the_same_command(trained, pictures, tmp_path):
-    pytest.importorskip("accelerate")
     options = "--steps 12 --batch 2 --lr 5e-3 --rank 4 --seed 3 --device cpu"
     launch = "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1"
     launch += " --mixed_precision no --dynamo_backend no --main_process_port 0"

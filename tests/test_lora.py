@@ -245,6 +245,13 @@ def test_what_is_not_plain_lora_is_refused(vlm, saved, setting, value):
     assert not lora_layers(vlm.model)
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"lora_alpha": "8"}'])
+def test_a_configuration_without_alpha_is_refused(vlm, saved, content):
+    (saved / "adapter_config.json").write_text(content)
+    with pytest.raises(InputError, match="lora_alpha .*expected a number"):
+        load_adapter(vlm.model, saved)
+
+
 def drop(tensors):
     tensors.pop(next(name for name in tensors if "lora_B" in name))
 
