@@ -53,7 +53,7 @@ def _parser():
         help="also save a picture of where each token of the (greedy) answer looked",
     )
     ask.add_argument(
-        "--adapter", metavar="FOLDER", help="merge what finetune made into the model"
+        "--adapter", metavar="FOLDER", help="answer with the adapter that finetune made"
     )
     ask.set_defaults(run=_ask)
     info = commands.add_parser(
@@ -174,11 +174,9 @@ def _ask(options):
     vlm = load(options.model, options.device, options.dtype, _progress())
     if options.adapter:
         from mllama_lite.adapter_files import load_adapter
-        from mllama_lite.lora import merge, remove_adapters
 
+        # Not merged: small changes get lost in weights of 16 bits.
         load_adapter(vlm.model, options.adapter)
-        merge(vlm.model)
-        remove_adapters(vlm.model)  # a plain model again, with the adapter in it
     settings["max_new_tokens"] = options.max_new_tokens
     for piece in vlm.stream(images, options.question, **settings):
         print(piece, end="", flush=True)

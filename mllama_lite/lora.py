@@ -236,9 +236,9 @@ def add_adapter(
 
     Args:
         model: Mllama; its layers are wrapped in place.
-        targets: see `find_targets`.
-        rank: r of every pair of matrices.
-        alpha: the sum is multiplied by alpha / rank.
+        targets: see `find_targets`; one may end in a rank of its own, as head:64.
+        rank: r of every other pair of matrices.
+        alpha: the sum is multiplied by alpha / rank, with this rank for all pairs.
         dropout: share of an adapter's inputs set to 0 while training.
         name: of the adapter; it becomes the active one.
         seed: of the first values.
@@ -263,11 +263,10 @@ def add_adapter(
             f"dropout is {dropout!r}: expected a number from 0 up to 1; change it."
         )
     check_new_name(model, name)
-    chosen, modules = find_targets(model, targets), dict(model.named_modules())
-    sizes = {
-        n: (modules[n].weight.shape[1], modules[n].weight.shape[0]) for n in chosen
-    }
-    shapes = {n: (*size, rank, alpha, dropout) for n, size in sizes.items()}
+    shapes = {}
+    for layer, own in find_ranks(model, targets, rank).items():
+        out_features, in_features = model.get_submodule(layer).weight.shape
+        shapes[layer] = (in_features, out_features, own, alpha * own / rank, dropout)
     pairs = put_adapter(model, name, shapes)
     generator = torch.Generator().manual_seed(seed)
     for pair in pairs.values():
@@ -277,6 +276,21 @@ def add_adapter(
     if report:
         report(describe(model, name))
     return parameters
+
+
+def find_ranks(model, targets, rank):
+    """The rank at every layer of some targets: dict from its name, in model order."""
+    targets, ranks = [targets] if isinstance(targets, str) else list(targets), {}
+    for target in targets:
+        group, colon, own = str(target).partition(":")
+        if colon and not (own.isdecimal() and int(own)):
+            raise InputError(
+                f"The target {target!r} ends in {own!r}: expected its rank, a whole "
+                "number, 1 or more; correct it."
+            )
+        for layer in find_targets(model, group):
+            ranks[layer] = int(own) if colon else rank
+    return {layer: ranks[layer] for layer in find_targets(model, list(ranks))}
 
 
 def check_new_name(model, name):

@@ -40,7 +40,7 @@ from mllama_lite.finetune import (
 )
 from mllama_lite.inference import VLM, find_folder, find_tokenizer, load
 from mllama_lite.local_vision import VisionConfig
-from mllama_lite.lora import add_adapter, lora_layers, merge, remove_adapters
+from mllama_lite.lora import add_adapter, lora_layers, remove_adapters
 from mllama_lite.model import Mllama, MllamaConfig
 from mllama_lite.samples import (
     answer_logits,
@@ -854,7 +854,6 @@ def test_the_command_line_from_pictures_to_an_answer(trained, pictures, capsys):
     vlm = load(device="cpu")
     assert vlm.ask(*question) + "\n" == before
     load_adapter(vlm.model, trained)
-    merge(vlm.model)
     assert vlm.ask(*question) + "\n" == after != before
     assert cli.main([*ask, str(pictures)]) == 2
     assert "has no adapter_config.json" in capsys.readouterr().err

@@ -1,0 +1,238 @@
+"""What can a small adapter learn? Naming emoji, by target group, by rank, and in full.
+
+    python benchmarks/skills.py tune      choose the learning rates, first
+    python benchmarks/skills.py train     then learn, each designer held out in turn
+    python benchmarks/skills.py train --held-out noto --only full
+
+The 38 food names of up to six letters are learned from 24 pictures of each drawing by
+three designers, in 500 steps of 16 samples, and asked for on the fourth designer's
+drawings: 38 questions, 152 with every designer held out in turn. Everything is done by
+the package's own Trainer, so a line's targets and rank, given to `mllama-lite finetune`
+with its learning rate, do the same. Full fine-tuning trains every parameter instead.
+
+The learning rate is the one of RATES with the lowest loss on held-out drawings of OTHER
+names, the 32 longer ones, in half as many steps: no drawing that is asked for below has
+a part in it. All ranks, and the head alone, have the rate of rank 2. Results go line by line into
+notebooks/measured/skills.json; what has its line is skipped.
+"""
+
+import argparse
+import fcntl
+import json
+import platform
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mllama_lite.adapter_files import save_adapter
+from mllama_lite.finetune import Processes, Recipe, Trainer
+from mllama_lite.inference import load
+from mllama_lite.lora import add_adapter
+from mllama_lite.measure import answers, exact_match, held_out
+from mllama_lite.samples import read_samples
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "notebooks"))
+import emoji  # noqa: E402
+
+OUT = ROOT / "notebooks" / "measured" / "skills.json"
+ADAPTER = ROOT / "notebooks" / "measured" / "emoji_adapter"
+STEPS, BATCH, COUNT = 500, 16, 24
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained.
+
+    Attributes:
+        name: of its lines.
+        targets: see `find_targets`; none for every parameter of the model.
+        rank: of the adapter where a target has none of its own; alpha is twice it.
+    """
+
+    name: str
+    targets: tuple[str, ...] = ()
+    rank: int = 1
+
+
+# The model has never written most of these letters, so that every adapter has a large
+# part on the head. With what is left to them, the groups have equally many parameters.
+HEAD = "head:64"
+VISION = ("vision.local", "vision.global", "projector")
+SHOWN = "all, rank 2"
+SETTINGS = (
+    Setting("full"),
+    Setting(SHOWN, ("all", HEAD), 2),
+    Setting("self", ("self", HEAD), 17),
+    Setting("cross", ("cross", HEAD), 9),
+    Setting("vision", (*VISION, HEAD), 4),
+    Setting("head", (HEAD,), 64),
+    Setting("all, rank 1", ("all", HEAD), 1),
+    Setting("all, rank 4", ("all", HEAD), 4),
+    Setting("all, rank 8", ("all", HEAD), 8),
+    Setting("all, rank 16", ("all", HEAD), 16),
+)
+SAME_RATE = {s.name: SHOWN for s in SETTINGS if s.name.startswith(("all", "head"))}
+RATES = {True: (7e-4, 1.5e-3, 3e-3), False: (4e-3, 8e-3, 1.6e-2)}  # full, adapters
+
+
+def prepared(setting, folder, rate, steps):
+    """A Trainer of the shipped model that has not begun."""
+    recipe = Recipe(
+        targets=setting.targets,
+        rank=setting.rank,
+        alpha=2 * setting.rank,
+        steps=steps,
+        batch=BATCH,
+        lr=rate,
+    )
+    vlm = load(dtype="float32", device="cpu")
+    samples, asked = read_samples(folder, vlm.tokenizer, vlm.config)
+    if setting.targets:
+        names = ("targets", "rank", "alpha", "seed")
+        add_adapter(vlm.model, **{n: getattr(recipe, n) for n in names}, report=None)
+    else:
+        vlm.model.requires_grad_(True)
+    return Trainer(vlm, samples, asked, recipe, Processes("cpu"))
+
+
+def learn(setting, rate, designer, names, steps, old=0, out=None):
+    """Train and measure.
+
+    Args:
+        setting: Setting.
+        rate: the highest learning rate.
+        designer: whose drawings are held out.
+        names: that are learned.
+        steps: of the optimiser.
+        old: questions in each row of `held_out` that are asked before and after.
+        out: where to save the adapter, or None.
+
+    Returns:
+        dict: what was set and what was measured.
+    """
+    others = [one for one in emoji.DESIGNERS if one != designer]
+    with tempfile.TemporaryDirectory() as folder:
+        emoji.write_data(Path(folder, "train"), others, COUNT, names)
+        emoji.write_data(Path(folder, "validation"), [designer], 0, names)
+        trainer = prepared(setting, folder, rate, steps)
+        trainer.measure()
+        before = trainer.history[-1]["held_out_right"]
+        items = held_out("validation", old) if old else []
+        known = correct(trainer.vlm, items)
+        while trainer.step < steps:
+            trainer.train_step()
+        trainer.measure()
+    trainer.model.eval()
+    last = trainer.history[-1]
+    times = sorted(row["seconds"] for row in trainer.history[1:])
+    if out:
+        save_adapter(trainer.model, out)
+    return {
+        "setting": setting.name,
+        "targets": setting.targets,
+        "rank": setting.rank,
+        "parameters": sum(p.numel() for p in trainer.parameters.values()),
+        "held_out": designer,
+        "rate": rate,
+        "steps": steps,
+        "asked": len(trainer.held_out),
+        "before": before,
+        "right": last["held_out_right"],
+        "held_out_loss": last["held_out_loss"],
+        "old_asked": len(items),
+        "old_before": known,
+        "old_right": correct(trainer.vlm, items),
+        "seconds_per_step": times[len(times) // 2],
+    }
+
+
+@torch.inference_mode()
+def correct(vlm, items):
+    """How many questions of `measure.held_out` are answered to the letter."""
+    if not items:
+        return 0
+    return exact_match(items, answers(vlm, items))["all"][0]
+
+
+def lines(out, kind):
+    """Those of one kind, "tune" or "train", that a file has."""
+    return json.loads(out.read_text())[kind] if out.is_file() else []
+
+
+def add_line(out, kind, line):
+    """Add a line, also when two processes do it at once."""
+    with open(Path(tempfile.gettempdir(), f"{out.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        both = {one: lines(out, one) for one in ("tune", "train")}
+        both[kind].append(line)
+        machine = {"torch": torch.__version__, "machine": platform.machine()}
+        out.write_text(json.dumps(machine | both, indent=1) + "\n")
+
+
+def best_rate(setting, tried):
+    """The learning rate with the lowest loss among the lines of `tune`."""
+    name = SAME_RATE.get(setting.name, setting.name)
+    own = [line for line in tried if line["setting"] == name]
+    if not own:
+        raise SystemExit(
+            f"{name!r} has no learning rate: expected lines of it from `skills.py "
+            "tune`; run that first."
+        )
+    return min(own, key=lambda line: line["held_out_loss"])["rate"]
+
+
+def main():
+    names = [setting.name for setting in SETTINGS]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=("tune", "train"))
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument(
+        "--held-out", nargs="+", choices=emoji.DESIGNERS, default=emoji.DESIGNERS
+    )
+    parser.add_argument("--rates", nargs="+", type=float, help="other than RATES")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    chosen = [setting for setting in SETTINGS if setting.name in options.only]
+    if options.what == "tune":
+        jobs = [
+            (setting, rate, emoji.DESIGNERS[-1], emoji.LONG, options.steps // 2)
+            for setting in chosen
+            if SAME_RATE.get(setting.name, setting.name) == setting.name
+            for rate in options.rates or RATES[not setting.targets]
+        ]
+    else:
+        tried = lines(options.out, "tune")
+        jobs = [
+            (setting, best_rate(setting, tried), designer, emoji.SHORT, options.steps)
+            for designer in options.held_out
+            for setting in chosen
+        ]
+    for setting, rate, designer, learned, steps in jobs:
+        done = {
+            (line["setting"], line["rate"], line["held_out"], line["steps"])
+            for line in lines(options.out, options.what)
+        }
+        if (setting.name, rate, designer, steps) in done:
+            continue
+        shown = setting.name == SHOWN and designer == emoji.DESIGNERS[-1]
+        final = options.what == "train"
+        line = learn(
+            setting,
+            rate,
+            designer,
+            learned,
+            steps,
+            old=20 if final else 0,
+            out=ADAPTER if final and shown and options.out == OUT else None,
+        )
+        add_line(options.out, options.what, line)
+        print({k: line[k] for k in list(line)[:1] + list(line)[3:]}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
