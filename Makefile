@@ -9,7 +9,8 @@ STAMP := .venv/.installed
 # each other's way.
 test proof: export OMP_NUM_THREADS = 1
 
-.PHONY: help book test notebooks export check bench proof model measure ablations clean
+.PHONY: help book test notebooks export check bench costs proof model measure ablations \
+  skills clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,9 +20,11 @@ help:
 	@echo "make export     write mllama_lite/ from the notebooks as they are"
 	@echo "make check      compare mllama_lite/ with the notebooks"
 	@echo "make bench      time mllama_lite beside the reference"
+	@echo "make costs      memory of fine-tuning, counted and measured, and speed beside PEFT"
 	@echo "make model      train the small shipped model anew, into trained/ (hours)"
 	@echo "make measure    answer held-out questions with the shipped model"
 	@echo "make ablations  train the variants of the table in chapter 11 (hours)"
+	@echo "make skills     train the adapters of the table in chapter 14 (hours)"
 	@echo "make proof      write the page 'What is proven' from the tests"
 	@echo "make clean      remove what was built (.venv stays)"
 
@@ -62,6 +65,10 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/compare.py
 
+costs: $(STAMP)
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/finetuning.py
+
 # Interrupted, it goes on where it was when called again.
 model: $(STAMP)
 	$(BIN)/mllama-lite train --out trained
@@ -71,6 +78,10 @@ measure: $(STAMP)
 
 ablations: $(STAMP)
 	$(BIN)/python benchmarks/ablations.py
+
+skills: $(STAMP)
+	$(BIN)/python benchmarks/skills.py tune
+	$(BIN)/python benchmarks/skills.py train
 
 proof: $(STAMP)
 	$(BIN)/python -m pytest tests -q --write-proof

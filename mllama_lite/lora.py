@@ -68,11 +68,11 @@ class LowRank(nn.Module):
             self.A.copy_(values * bound)
 
     def forward(self, x):
-        """[..., in] to fp32 [..., out]."""
-        x = self.dropout(x.to(self.A.dtype))
-        return (
-            nn.functional.linear(nn.functional.linear(x, self.A), self.B) * self.scale
-        )
+        """[..., in] to [..., out], in fp32 or as autocast has it."""
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.A.dtype)  # else a copy of every input would be kept
+        x = nn.functional.linear(self.dropout(x), self.A)
+        return nn.functional.linear(x, self.B) * self.scale
 
     def product(self):
         """scale · B A, fp32 [out, in]: what the adapter adds to the weight."""

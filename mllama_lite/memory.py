@@ -1,6 +1,6 @@
 """What fine-tuning costs in memory: a step is run on tensors without numbers.
 
-Built in chapter 13, notebooks/13_finetuning.ipynb. The step is the trainer's own, and
+Built in chapter 14, notebooks/14_skill.ipynb. The step is the trainer's own, and
 what is counted are the bytes of all tensors that are alive at the same time. As nothing
 is computed, a step of the 11B takes seconds.
 """

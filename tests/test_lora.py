@@ -304,3 +304,21 @@ def test_a_name_is_taken_once(vlm):
         add_adapter(vlm.model, "self.v", report=None)
     with pytest.raises(InputError, match="no adapter named 'other'"):
         use_adapters(vlm.model, "other")
+
+
+def test_a_target_may_have_a_rank_of_its_own(tmp_path):
+    model = load(dtype="float32", device="cpu").model
+    add_adapter(model, ("self", "self.v:3", "head:64"), 2, 8, report=None)
+    pairs = {n: m.adapters["default"] for n, m in lora_layers(model).items()}
+    for name, pair in pairs.items():
+        rank = 64 if "lm_head" in name else 3 if "v_proj" in name else 2
+        assert pair.rank == rank and pair.scale == 4, name
+    save_adapter(model, tmp_path)
+    other = load(dtype="float32", device="cpu").model
+    load_adapter(other, tmp_path)
+    for name, layer in lora_layers(other).items():
+        assert torch.equal(layer.adapters["default"].A, pairs[name].A), name
+        assert layer.adapters["default"].scale == 4
+    for bad in ("head:0", "head:x", "head:"):
+        with pytest.raises(InputError, match="expected its rank"):
+            add_adapter(other, (bad,), 2, name="other", report=None)

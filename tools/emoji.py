@@ -42,9 +42,7 @@ def draw(icons, name):
     import resvg_py
 
     icon = icons["icons"][name]
-    width, height = (
-        icon.get(key) or icons.get(key, 16) for key in ("width", "height")
-    )
+    width, height = (icon.get(key) or icons.get(key, 16) for key in ("width", "height"))
     left, top = icon.get("left", 0), icon.get("top", 0)
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
