@@ -112,7 +112,8 @@ def _parser():
         "--targets",
         metavar="A,B,...",
         help="what is adapted: all, self, mlp, cross, vision.local, vision.global, "
-        "projector, head, or patterns of module names; default: self,mlp,cross",
+        "projector, head, or patterns of module names, each with a rank of its own after "
+        "a colon if it has one, as head:64; default: self,mlp,cross",
     )
     for name, kind, meaning in RECIPE:
         finetune.add_argument(f"--{name}", type=kind, metavar="N", help=meaning)

@@ -97,7 +97,7 @@ def test_the_record_is_complete_and_its_adapter_is_that_of_its_line():
     assert {row["held_out"] for row in shown} == set(emoji.DESIGNERS)
     for row in parts:
         assert abs(row["parameters"] / shown[0]["parameters"] - 1) < 0.03
-    keys = [(row["setting"], row["held_out"]) for row in rows]
+    keys = [(row["setting"], row["rate"], row["held_out"]) for row in rows]
     assert len(keys) == len(set(keys))
     vlm = load(dtype="float32", device="cpu")
     load_adapter(vlm.model, skills.ADAPTER)
