@@ -24,29 +24,6 @@ from mllama_lite.samples import Sample, make_batch
 from mllama_lite.tiles import Tiles, canvases
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Bytes at the moment of a training step in which most are in use.
-
-    Attributes:
-        weights: of the frozen model.
-        adapter, gradients, optimiser: fp32; the last are AdamW's two averages.
-        activations: all the rest: what is kept for the way back, what a layer needs for
-            a moment, pixels, logits.
-    """
-
-    weights: int
-    adapter: int
-    gradients: int
-    optimiser: int
-    activations: int
-
-    @property
-    def total(self):
-        """The most that a step needs at a time."""
-        return sum(astuple(self))
-
-
 class Ledger(TorchDispatchMode):
     """Within a `with` block: how many bytes the tensors hold that are alive.
 
@@ -151,6 +128,29 @@ class Rehearsal(Trainer):
                 shape = (vision.max_num_tiles, 3, vision.image_size, vision.image_size)
                 images.append(Tiles(torch.ones(shape), number, (1, n)))
         yield batch
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes at the moment of a training step in which most are in use.
+
+    Attributes:
+        weights: of the frozen model.
+        adapter, gradients, optimiser: fp32; the last are AdamW's two averages.
+        activations: all the rest: what is kept for the way back, what a layer needs for
+            a moment, pixels, logits.
+    """
+
+    weights: int
+    adapter: int
+    gradients: int
+    optimiser: int
+    activations: int
+
+    @property
+    def total(self):
+        """The most that a step needs at a time."""
+        return sum(astuple(self))
 
 
 def training_cost(
