@@ -51,6 +51,28 @@ SIZES = {
         ),
         image_token_index=2048,
     ),
+    "100m": MllamaConfig(
+        TextConfig(
+            vocab_size=16000,
+            hidden_size=640,
+            intermediate_size=1920,
+            num_hidden_layers=12,
+            num_attention_heads=10,
+            num_key_value_heads=2,
+            head_dim=64,
+            cross_attention_layers=(3, 8),
+        ),
+        VisionConfig(
+            hidden_size=384,
+            attention_heads=6,
+            intermediate_size=1536,
+            num_hidden_layers=8,
+            num_global_layers=2,
+            image_size=224,
+            intermediate_layers_indices=(1, 3, 5),
+        ),
+        image_token_index=16000,
+    ),
     "400m": MllamaConfig(
         TextConfig(
             vocab_size=32000,

@@ -24,39 +24,12 @@ from pathlib import Path
 import torch
 from compare import SIZES, memory_of_process
 
-from mllama_lite.decoder import TextConfig
 from mllama_lite.finetune import recomputed
-from mllama_lite.local_vision import VisionConfig
 from mllama_lite.lora import add_adapter
 from mllama_lite.memory import Rehearsal, training_cost
-from mllama_lite.model import MllamaConfig, empty_model
+from mllama_lite.model import empty_model
 
 OUT = Path(__file__).resolve().parent.parent / "notebooks" / "measured" / "memory.json"
-
-SIZES = SIZES | {
-    "100m": MllamaConfig(
-        TextConfig(
-            vocab_size=16000,
-            hidden_size=640,
-            intermediate_size=1920,
-            num_hidden_layers=12,
-            num_attention_heads=10,
-            num_key_value_heads=2,
-            head_dim=64,
-            cross_attention_layers=(3, 8),
-        ),
-        VisionConfig(
-            hidden_size=384,
-            attention_heads=6,
-            intermediate_size=1536,
-            num_hidden_layers=8,
-            num_global_layers=2,
-            image_size=224,
-            intermediate_layers_indices=(1, 3, 5),
-        ),
-        image_token_index=16000,
-    ),
-}
 USUAL = ("self", "mlp", "cross")
 MIXED = [(300, 9, (4, 1)), (512, 90, ()), (99, 9, (2,))]
 # (size, dtype, targets, checkpointing, rows as in `Rehearsal`). On a CPU, small peaks in
