@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 # each other's way.
 test proof: export OMP_NUM_THREADS = 1
 
-.PHONY: help book test notebooks export check bench costs proof model measure ablations \
+.PHONY: help book test notebooks export update check bench costs proof model measure ablations \
   skills clean
 .DEFAULT_GOAL := help
 
@@ -18,6 +18,7 @@ help:
 	@echo "make test       run all checks, the notebooks included"
 	@echo "make notebooks  run every notebook from top to bottom and export the package"
 	@echo "make export     write mllama_lite/ from the notebooks as they are"
+	@echo "make update     carry edits of mllama_lite/ back into the notebooks"
 	@echo "make check      compare mllama_lite/ with the notebooks"
 	@echo "make bench      time mllama_lite beside the reference"
 	@echo "make costs      memory of fine-tuning, counted and measured, and speed beside PEFT"
@@ -58,6 +59,9 @@ notebooks: $(STAMP)
 
 export: $(STAMP)
 	$(BIN)/python tools/notebooks.py --export
+
+update: $(STAMP)
+	$(BIN)/python tools/notebooks.py --update
 
 check: $(STAMP)
 	$(BIN)/python tools/notebooks.py --check

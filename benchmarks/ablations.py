@@ -33,23 +33,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mllama_lite import pretrain
+from mllama_lite.small_model import training
 from mllama_lite.global_vision import VisionModel
-from mllama_lite.inference import VLM
-from mllama_lite.measure import answers, exact_match, held_out
+from mllama_lite.vlm import VLM
+from mllama_lite.small_model.evaluation import answers, exact_match, held_out
 from mllama_lite.model import Mllama
-from mllama_lite.pretrain import (
-    PATCH_TARGETS,
-    PATCH_WEIGHTS,
-    SAVE_EVERY,
-    Plan,
-    Trainer,
-    draw_batch,
-    initialise,
-    make_ranks,
-    small_config,
-)
-from mllama_lite.scenes import load_masks
+from mllama_lite.small_model.first_values import initialise, make_ranks, small_config
+from mllama_lite.small_model.patches import PATCH_TARGETS, PATCH_WEIGHTS
+from mllama_lite.small_model.training import SAVE_EVERY, Plan, Trainer, draw_batch
+from mllama_lite.small_model.scenes import load_masks
 from mllama_lite.tiles import image_to_tiles
 from mllama_lite.tokenizer import NUM_SPECIAL_TOKENS
 
@@ -154,7 +146,7 @@ class PrependedTrainer(Trainer):
 
     def train_step(self, batch):
         """See `Trainer.train_step`, which takes the loss from its module."""
-        with mock.patch.object(pretrain, "answer_loss", prepended_answer_loss):
+        with mock.patch.object(training, "answer_loss", prepended_answer_loss):
             return super().train_step(batch)
 
 
@@ -353,7 +345,7 @@ VARIANTS = (
 
 
 def new_trainer(variant, plan):
-    """A variant's Trainer at its first step; see `pretrain.new_trainer`."""
+    """A variant's Trainer at its first step; see `training.new_trainer`."""
     ranks = make_ranks()
     config = small_config(len(ranks) + NUM_SPECIAL_TOKENS)
     config = replace(

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from mllama_lite.checkpoint import load_model, save_model
+from mllama_lite.checkpoints.loading import load_model, save_model
 from mllama_lite.decoder import TextConfig
 from mllama_lite.generation import Session
 from mllama_lite.local_vision import VisionConfig

@@ -48,13 +48,19 @@ import torch._dynamo  # AdamW would import it late: it is not training's memory
 from compare import SIZES, memory_of_process, write_checkpoint
 from torch import nn
 
-from mllama_lite.adapter_files import hub_name
-from mllama_lite.checkpoint import load_model, save_model
+from mllama_lite.adapters.peft_files import hub_name
+from mllama_lite.checkpoints.loading import load_model, save_model
 from mllama_lite.cross_attention import visible_ranges
-from mllama_lite.finetune import Processes, Recipe, Trainer, learning_rate, recomputed
-from mllama_lite.lora import LowRank, add_adapter, find_targets
+from mllama_lite.adapters.training import (
+    Processes,
+    Recipe,
+    Trainer,
+    learning_rate,
+    recomputed,
+)
+from mllama_lite.adapters.lora import LowRank, add_adapter, find_targets
 from mllama_lite.model import empty_model
-from mllama_lite.samples import Batch, Sample
+from mllama_lite.adapters.data import Batch, Sample
 from mllama_lite.tiles import Tiles, canvases
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -3,7 +3,7 @@
     python benchmarks/memory.py                         as listed below, on the CPU
     python benchmarks/memory.py --device cuda --size 11b
 
-Counted is what `mllama_lite.memory` says. Measured are two real steps of the trainer in a
+Counted is what `mllama_lite.adapters.cost` says. Measured are two real steps of the trainer in a
 process of its own, with random weights: on a CPU the peak of its resident memory above
 what it was before the model was made (Linux), on a GPU the peak of what torch allocated.
 At the size of the 11B, which the lines do not have, steps are counted alone. All goes to
@@ -24,9 +24,9 @@ from pathlib import Path
 import torch
 from compare import SIZES, memory_of_process
 
-from mllama_lite.finetune import recomputed
-from mllama_lite.lora import add_adapter
-from mllama_lite.memory import Rehearsal, training_cost
+from mllama_lite.adapters.training import recomputed
+from mllama_lite.adapters.lora import add_adapter
+from mllama_lite.adapters.cost import Rehearsal, training_cost
 from mllama_lite.model import empty_model
 
 OUT = Path(__file__).resolve().parent.parent / "notebooks" / "measured" / "memory.json"

@@ -31,12 +31,12 @@ from pathlib import Path
 
 import torch
 
-from mllama_lite.adapter_files import save_adapter
-from mllama_lite.finetune import Processes, Recipe, Trainer
-from mllama_lite.inference import load
-from mllama_lite.lora import add_adapter
-from mllama_lite.measure import answers, exact_match, held_out
-from mllama_lite.samples import read_samples
+from mllama_lite.adapters.peft_files import save_adapter
+from mllama_lite.adapters.training import Processes, Recipe, Trainer
+from mllama_lite.vlm import load
+from mllama_lite.adapters.lora import add_adapter
+from mllama_lite.small_model.evaluation import answers, exact_match, held_out
+from mllama_lite.adapters.data import read_samples
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "notebooks"))

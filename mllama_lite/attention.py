@@ -1,3 +1,4 @@
+# Generated from notebooks/03_attention.ipynb: edit there, or here and run `make update`.
 """Grouped-query attention: several query heads share one key and one value head.
 
 Built in chapter 3, notebooks/03_attention.ipynb.

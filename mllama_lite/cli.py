@@ -160,7 +160,7 @@ def _add_model(parser):
 
 def _ask(options):
     from mllama_lite.generation import Sampling
-    from mllama_lite.inference import load
+    from mllama_lite.vlm import load
     from mllama_lite.tiles import open_image
 
     names = ("temperature", "top_k", "top_p", "min_p", "seed")
@@ -174,7 +174,7 @@ def _ask(options):
         _check_adapter(options.adapter)
     vlm = load(options.model, options.device, options.dtype, _progress())
     if options.adapter:
-        from mllama_lite.adapter_files import load_adapter
+        from mllama_lite.adapters.peft_files import load_adapter
 
         # Not merged: small changes get lost in weights of 16 bits.
         load_adapter(vlm.model, options.adapter)
@@ -183,7 +183,7 @@ def _ask(options):
         print(piece, end="", flush=True)
     print()
     if options.show:
-        from mllama_lite.looking import draw_looks, look
+        from mllama_lite.attention_maps import draw_looks, look
 
         looks = look(vlm, images, options.question, options.max_new_tokens)
         draw_looks(looks, vlm.config.vision).save(options.show)
@@ -232,13 +232,10 @@ def _info(options):
 
     import torch
 
-    from mllama_lite.checkpoint import open_checkpoint, read_config
-    from mllama_lite.inference import (
-        find_dtype,
-        find_folder,
-        find_tokenizer,
-        memory_needs,
-    )
+    from mllama_lite.checkpoints.loading import open_checkpoint, read_config
+    from mllama_lite.checkpoints.hub import find_folder, find_tokenizer
+    from mllama_lite.cost import memory_needs
+    from mllama_lite.devices import find_dtype
 
     dtype = find_dtype(options.dtype)
     if options.model is None or Path(options.model).is_dir():
@@ -289,7 +286,7 @@ def _info(options):
 
 
 def _download(options):
-    from mllama_lite.checkpoint import download
+    from mllama_lite.checkpoints.hub import download
 
     if not sys.stderr.isatty():
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -298,8 +295,8 @@ def _download(options):
 
 def _train(options):
     _keep_freed_memory()
-    from mllama_lite.inference import find_device
-    from mllama_lite.pretrain import Plan, train
+    from mllama_lite.devices import find_device
+    from mllama_lite.small_model.training import Plan, train
 
     names = ("seed", "vision_steps", "joint_steps", "decay_steps")
     given = {name: getattr(options, name) for name in names}
@@ -313,7 +310,7 @@ def _finetune(options):
     _keep_freed_memory()
     from functools import partial
 
-    from mllama_lite.finetune import Recipe, finetune
+    from mllama_lite.adapters.training import Recipe, finetune
 
     names = [name.replace("-", "_") for name, _, _ in RECIPE]
     given = {name: getattr(options, name) for name in names}
@@ -385,8 +382,9 @@ def _training_progress(name="answers", every=(10, 500)):
 
 
 def _measure(options):
-    from mllama_lite.inference import find_folder, load
-    from mllama_lite.measure import (
+    from mllama_lite.checkpoints.hub import find_folder
+    from mllama_lite.vlm import load
+    from mllama_lite.small_model.evaluation import (
         answers,
         best_guesses,
         exact_match,

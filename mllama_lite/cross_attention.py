@@ -1,3 +1,4 @@
+# Generated from notebooks/08_cross_attention.ipynb: edit there, or here and run `make update`.
 """Cross-attention: how text looks at images.
 
 Built in chapter 8, notebooks/08_cross_attention.ipynb. Parameter names are the hub's.
@@ -158,7 +159,7 @@ class CrossAttentionLayer(nn.Module):
 
 
 @dataclass
-class VisionMemory:
+class VisionCache:
     """Keys and values of all images of a batch, and where each image's tokens lie.
 
     Attributes:
@@ -181,7 +182,7 @@ class VisionMemory:
                 projected tokens of its valid tiles. At least one row has an image.
 
         Returns:
-            VisionMemory.
+            VisionCache.
         """
         counts = [[len(image) for image in row] for row in rows]
         some = next(image for row in rows for image in row)
@@ -200,7 +201,7 @@ class VisionMemory:
             {i: torch.cat([mine[i], theirs[i]], dim=2) for i in mine}
             for mine, theirs in ((self.keys, other.keys), (self.values, other.values))
         ]
-        return VisionMemory(*joined, [self.counts[0] + other.counts[0]])
+        return VisionCache(*joined, [self.counts[0] + other.counts[0]])
 
     def context(self, ranges, starts, length):
         """What T tokens of each row see: a mask only where one is needed.

@@ -1,3 +1,4 @@
+# Generated from notebooks/04_decoder.ipynb: edit there, or here and run `make update`.
 """The text decoder: embedding, self-attention layers, head. A whole Llama 3 by itself.
 
 Built in chapter 4, notebooks/04_decoder.ipynb. Module and parameter names are those of

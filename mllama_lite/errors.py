@@ -1,3 +1,4 @@
+# Generated from notebooks/01_tokenizer.ipynb: edit there, or here and run `make update`.
 """The one exception for input that cannot be used.
 
 Introduced in chapter 1, notebooks/01_tokenizer.ipynb, and raised by every module.

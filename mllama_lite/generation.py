@@ -1,7 +1,8 @@
+# Generated from notebooks/10_inference.ipynb: edit there, or here and run `make update`.
 """The loop that writes: caches kept from token to token, sampling, stopping.
 
 Built in chapter 10, notebooks/10_inference.ipynb. Token ids in, token ids out; words,
-files and conversations are in inference.py.
+files and conversations are in vlm.py.
 """
 
 from dataclasses import dataclass

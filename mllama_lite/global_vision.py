@@ -1,3 +1,4 @@
+# Generated from notebooks/07_global_vision.ipynb: edit there, or here and run `make update`.
 """The global half of the vision encoder: gated layers, and what the decoder will see.
 
 Built in chapter 7, notebooks/07_global_vision.ipynb. Parameter names are the hub's.

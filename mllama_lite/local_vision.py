@@ -1,3 +1,4 @@
+# Generated from notebooks/06_local_vision.ipynb: edit there, or here and run `make update`.
 """The local half of the vision encoder: tiles to tokens, through 32 layers.
 
 Built in chapter 6, notebooks/06_local_vision.ipynb. Parameter names are the hub's.

@@ -1,22 +1,20 @@
+# Generated from notebooks/09_checkpoint.ipynb: edit there, or here and run `make update`.
 """The whole model: vision encoder, projector, decoder with cross-attention.
 
 Built in chapter 9, notebooks/09_checkpoint.ipynb. Parameter names are those of the
 hub's files, so that a state dict fits without renaming.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from mllama_lite.cross_attention import CrossAttentionLayer, VisionMemory
+from mllama_lite.cross_attention import CrossAttentionLayer, VisionCache
 from mllama_lite.decoder import LanguageModel, TextConfig
-from mllama_lite.errors import InputError
 from mllama_lite.global_vision import VisionModel
 from mllama_lite.local_vision import VisionConfig
-from mllama_lite.rope import RopeScaling
-from mllama_lite.tiles import canvases
 
 
 @dataclass(frozen=True)
@@ -34,106 +32,6 @@ class MllamaConfig:
     vision: VisionConfig | None = VisionConfig()
     image_token_index: int = 128256
     eos_token_ids: tuple[int, ...] = (128001, 128008, 128009)
-
-
-def config_from_hub(document, where="config.json"):
-    """Read a `config.json` of the hub: `mllama`, or a text-only `llama`.
-
-    Files written by transformers 4 (`rope_scaling`, `rope_theta`) and 5
-    (`rope_parameters`) are both understood.
-
-    Args:
-        document: dict, the parsed file.
-        where: what to call the file in an error.
-
-    Returns:
-        MllamaConfig.
-
-    Raises:
-        InputError: another architecture, a missing entry, or a setting that this code
-            does not have.
-    """
-    kind = document.get("model_type") if isinstance(document, dict) else None
-    if kind not in ("mllama", "llama"):
-        raise InputError(
-            f"{where} has model_type {kind!r}: expected 'mllama' or 'llama'; "
-            "choose a Llama 3 model."
-        )
-    try:
-        if kind == "llama":
-            text, vision = _text_config(document, where, ()), None
-        else:
-            entries = document["text_config"]
-            layers = tuple(entries["cross_attention_layers"])
-            text = _text_config(entries, where, layers)
-            vision = _vision_config(document["vision_config"], where)
-    except KeyError as error:
-        raise InputError(
-            f"{where} has no entry {error}: expected a complete configuration; "
-            "download the file again."
-        ) from None
-    entries = document["text_config"] if kind == "mllama" else document
-    ends = document.get("eos_token_id") or entries.get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    return MllamaConfig(
-        text, vision, document.get("image_token_index", 128256), tuple(ends)
-    )
-
-
-def _text_config(entries, where, cross_attention_layers):
-    """TextConfig from the entries of a `config.json`."""
-    _only(entries, where, hidden_act="silu", attention_bias=False, mlp_bias=False)
-    rope = entries.get("rope_parameters") or {}
-    scaling = rope or entries.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise InputError(
-            f"{where} asks for RoPE of type {kind!r}: expected 'default' or 'llama3'; "
-            "choose a Llama 3 model."
-        )
-    stretched = {
-        field.name: scaling[field.name]
-        for field in fields(RopeScaling)
-        if kind == "llama3"
-    }
-    default_head_dim = entries["hidden_size"] // entries["num_attention_heads"]
-    return TextConfig(
-        vocab_size=entries["vocab_size"],
-        hidden_size=entries["hidden_size"],
-        intermediate_size=entries["intermediate_size"],
-        num_hidden_layers=entries["num_hidden_layers"],
-        num_attention_heads=entries["num_attention_heads"],
-        num_key_value_heads=entries["num_key_value_heads"],
-        head_dim=entries.get("head_dim") or default_head_dim,
-        rms_norm_eps=entries["rms_norm_eps"],
-        rope_scaling=RopeScaling(**stretched) if kind == "llama3" else None,
-        rope_theta=rope.get("rope_theta") or entries["rope_theta"],
-        max_position_embeddings=entries.get("max_position_embeddings", 131072),
-        tie_word_embeddings=entries.get("tie_word_embeddings", False),
-        cross_attention_layers=cross_attention_layers,
-        num_extra_embeddings=8 if cross_attention_layers else 0,
-    )
-
-
-def _vision_config(entries, where):
-    """VisionConfig from the entries of a `config.json`."""
-    max_tiles = entries.get("max_num_tiles", 4)
-    arrangements = [list(canvas) for canvas in canvases(max_tiles)]
-    _only(entries, where, hidden_act="gelu", supported_aspect_ratios=arrangements)
-    known = {field.name for field in fields(VisionConfig)}
-    given = {name: value for name, value in entries.items() if name in known}
-    indices = tuple(given.pop("intermediate_layers_indices"))
-    return VisionConfig(**given, intermediate_layers_indices=indices)
-
-
-def _only(entries, where, **expected):
-    """Entries that may be absent, but have only one value that this code implements."""
-    for name, value in expected.items():
-        if entries.get(name, value) not in (value, None):
-            raise InputError(
-                f"{where} has {name} {entries[name]!r}: expected {value!r}; "
-                "choose a Llama 3 model."
-            )
 
 
 class Mllama(nn.Module):
@@ -195,13 +93,13 @@ class Mllama(nn.Module):
             rows: for each row of the batch, the list of its Tiles, maybe empty.
 
         Returns:
-            VisionMemory, or None if no row has an image.
+            VisionCache, or None if no row has an image.
         """
         if not any(rows):
             return None
         encoded = iter(self.encode_images([one for row in rows for one in row]))
         images = [[next(encoded) for _ in row] for row in rows]
-        return VisionMemory.of(self.cross_attention_layers, images)
+        return VisionCache.of(self.cross_attention_layers, images)
 
     def forward(
         self, tokens, cache=None, positions=None, mask=None, vision=None, only=None
@@ -210,7 +108,7 @@ class Mllama(nn.Module):
 
         Args:
             tokens: int [B, T], images as `image_token_index`.
-            vision: VisionContext of `VisionMemory.context`; None without images.
+            vision: VisionContext of `VisionCache.context`; None without images.
 
         Returns:
             fp32 [B, T, W], or [B, 1, W] with `only`.

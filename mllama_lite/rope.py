@@ -1,3 +1,4 @@
+# Generated from notebooks/02_rope.ipynb: edit there, or here and run `make update`.
 """Rotary position embedding: where a token stands, told by turning its vectors.
 
 Built in chapter 2, notebooks/02_rope.ipynb. The package uses the half-split layout (the

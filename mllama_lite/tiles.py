@@ -1,3 +1,4 @@
+# Generated from notebooks/05_tiles.ipynb: edit there, or here and run `make update`.
 """From an image of any size to at most four square tiles.
 
 Built in chapter 5, notebooks/05_tiles.ipynb. `open_image` shows what a viewer would

@@ -1,3 +1,4 @@
+# Generated from notebooks/01_tokenizer.ipynb: edit there, or here and run `make update`.
 """Text to token ids and back: byte-level BPE, Llama 3's tokenizer, the chat format.
 
 Built in chapter 1, notebooks/01_tokenizer.ipynb. Splitting and merging are done by

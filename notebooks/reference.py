@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from mllama_lite.layouts import config_to_hub, meta_recipes
+from mllama_lite.checkpoints.configs import config_to_hub
+from mllama_lite.checkpoints.names import meta_conversions
 from mllama_lite.decoder import TextConfig
 from mllama_lite.local_vision import VisionConfig
 from mllama_lite.model import Mllama, MllamaConfig
@@ -198,7 +199,7 @@ def ours_from_meta(meta, config):
     """Our model with the parameters of Meta's, by the recipes that loading uses."""
     ours = Mllama(config).to(next(meta.parameters()).dtype)
     stored = meta.state_dict()
-    recipes = meta_recipes({n: p.shape for n, p in ours.named_parameters()}, config)
+    recipes = meta_conversions({n: p.shape for n, p in ours.named_parameters()}, config)
     with torch.no_grad():
         for name, parameter in ours.named_parameters():
             recipe = recipes[name]
@@ -227,7 +228,7 @@ def meta_from_ours(ours, max_seq_len=64, batch=8):
     """
     meta = meta_model(ours.config, max_seq_len, batch=batch, dtype=ours.dtype)
     stored = meta.state_dict()
-    recipes = meta_recipes(
+    recipes = meta_conversions(
         {n: p.shape for n, p in ours.named_parameters()}, ours.config
     )
     for name, parameter in ours.named_parameters():

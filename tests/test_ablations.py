@@ -11,8 +11,8 @@ import torch.nn.functional as F
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import ablations
 
-from mllama_lite.measure import answers, held_out
-from mllama_lite.pretrain import Plan, draw_batch, project
+from mllama_lite.small_model.evaluation import answers, held_out
+from mllama_lite.small_model.training import Plan, draw_batch, project
 from mllama_lite.tiles import Tiles, canvases
 
 PLAN = Plan(vision_steps=1, joint_steps=2, decay_steps=1, images=2, questions=2)

@@ -5,8 +5,8 @@ import json
 import re
 from pathlib import Path
 
-from mllama_lite.inference import find_folder
-from mllama_lite.measure import interval
+from mllama_lite.checkpoints.hub import find_folder
+from mllama_lite.small_model.evaluation import interval
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = "\n".join(

@@ -13,21 +13,23 @@ from safetensors.torch import load_file, save_file
 
 import cases
 import reference
-from mllama_lite import checkpoint
-from mllama_lite.checkpoint import load_model, open_checkpoint, read_config, save_model
+from mllama_lite.checkpoints import loading
+from mllama_lite.checkpoints.loading import (
+    load_model,
+    open_checkpoint,
+    read_config,
+    save_model,
+)
 from mllama_lite.decoder import TextConfig
 from mllama_lite.errors import InputError
-from mllama_lite.inference import VLM, load
-from mllama_lite.layouts import (
-    config_from_meta,
-    config_to_hub,
-    meta_recipes,
-    old_hub_name,
-)
+from mllama_lite.vlm import VLM, load
+from mllama_lite.checkpoints.configs import config_from_meta, config_to_hub
+from mllama_lite.checkpoints.names import meta_conversions, old_hub_name
 from mllama_lite.local_vision import VisionConfig
-from mllama_lite.model import MllamaConfig, config_from_hub, empty_model
+from mllama_lite.checkpoints.configs import config_from_hub
+from mllama_lite.model import MllamaConfig, empty_model
 from mllama_lite.rope import RopeScaling
-from mllama_lite.storage import read_pth_index, read_safetensors_header
+from mllama_lite.checkpoints.tensor_files import read_pth_index, read_safetensors_header
 
 CONFIG_90B = MllamaConfig(
     TextConfig(
@@ -140,9 +142,9 @@ def test_full_size_meta_layout(side, total, proof):
         )
     config = config_from_meta(params)
     assert config == MllamaConfig(vision=VisionConfig(image_size=side))
-    recipes = meta_recipes(shapes_of(empty_model(config)), config)
+    conversions = meta_conversions(shapes_of(empty_model(config)), config)
     ours = {
-        source: shape for recipe in recipes.values() for source, shape in recipe.sources
+        source: shape for conversion in conversions.values() for source, shape in conversion.sources
     }
     wrong = len(ours.items() ^ theirs.items())
     assert sum(torch.Size(shape).numel() for shape in theirs.values()) == total
@@ -311,7 +313,7 @@ def test_text_only_llama(tmp_path, tied, factor, proof):
 
 MEASURE = """
 import re, sys, torch
-from mllama_lite.checkpoint import load_model, open_checkpoint
+from mllama_lite.checkpoints.loading import load_model, open_checkpoint
 status = lambda name: int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 opened = open_checkpoint(sys.argv[1])
 open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
@@ -352,11 +354,11 @@ def big_folders(tmp_path_factory):
         parameter.data.normal_(std=0.02)
     parent = tmp_path_factory.mktemp("big")
     save_model(model, parent / "hub", max_shard_bytes=150_000_000)
-    recipes = meta_recipes(shapes_of(model), config)
+    conversions = meta_conversions(shapes_of(model), config)
     stored = {}
     for name, parameter in model.named_parameters():
         row = 0
-        for source, shape in recipes[name].sources:
+        for source, shape in conversions[name].sources:
             if len(shape) == len(parameter.shape) and shape[1:] == parameter.shape[1:]:
                 stored[source] = parameter.data[row : row + shape[0]].clone()
                 row += shape[0]
@@ -550,12 +552,12 @@ def test_configuration_files_that_are_no_json(tmp_path):
 
 
 def test_too_little_memory_is_said_before_loading(hub, monkeypatch):
-    monkeypatch.setattr(checkpoint, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(loading, "free_memory", lambda device: 1000)
 
     def never(self, destination):
         raise AssertionError("a tensor was read")
 
-    monkeypatch.setattr(checkpoint.StoredTensor, "read_into", never)
+    monkeypatch.setattr(loading.StoredTensor, "read_into", never)
     with pytest.raises(InputError, match="GiB are free"):
         load_model(hub)
 

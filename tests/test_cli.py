@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mllama_lite import cli, load, pretrain
-from mllama_lite.looking import draw_looks, look
-from mllama_lite.measure import ROWS
+from mllama_lite import cli, load
+from mllama_lite.small_model import training
+from mllama_lite.attention_maps import draw_looks, look
+from mllama_lite.small_model.evaluation import ROWS
 from test_inference import PHOTO, folders  # noqa: F401  (a fixture)
 
 
@@ -79,7 +80,7 @@ def test_info_of_a_hub_id_fetches_no_weights(folders, tmp_path, monkeypatch, cap
     import huggingface_hub
 
     from mllama_lite import cli
-    from mllama_lite.checkpoint import open_checkpoint
+    from mllama_lite.checkpoints.loading import open_checkpoint
 
     fetched = []
 
@@ -250,10 +251,10 @@ def test_train_goes_on_where_it_was_stopped(trained, tmp_path, monkeypatch):
         if trainer.step == 4:
             raise KeyboardInterrupt
 
-    plan = pretrain.Plan(vision_steps=2, joint_steps=3, decay_steps=1)
-    monkeypatch.setattr(pretrain, "SAVE_EVERY", 3)
+    plan = training.Plan(vision_steps=2, joint_steps=3, decay_steps=1)
+    monkeypatch.setattr(training, "SAVE_EVERY", 3)
     with torch.enable_grad(), pytest.raises(KeyboardInterrupt):
-        pretrain.train(tmp_path, plan, stop, workers=0)
+        training.train(tmp_path, plan, stop, workers=0)
     assert run("train", "--out", tmp_path, *STEPS).returncode == 0
     for name in ("model.safetensors", "history.json", "tokenizer.model"):
         assert (tmp_path / name).read_bytes() == (trained[0] / name).read_bytes()

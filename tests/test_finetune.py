@@ -25,10 +25,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from mllama_lite import InputError, cli, samples
-from mllama_lite.adapter_files import load_adapter
+from mllama_lite import InputError, cli
+from mllama_lite.adapters import data as samples
+from mllama_lite.adapters.peft_files import load_adapter
 from mllama_lite.decoder import TextConfig
-from mllama_lite.finetune import (
+from mllama_lite.adapters.training import (
     COLUMNS,
     Processes,
     Recipe,
@@ -38,11 +39,12 @@ from mllama_lite.finetune import (
     recomputed,
     training_dtype,
 )
-from mllama_lite.inference import VLM, find_folder, find_tokenizer, load
+from mllama_lite.checkpoints.hub import find_folder, find_tokenizer
+from mllama_lite.vlm import VLM, load
 from mllama_lite.local_vision import VisionConfig
-from mllama_lite.lora import add_adapter, lora_layers, remove_adapters
+from mllama_lite.adapters.lora import add_adapter, lora_layers, remove_adapters
 from mllama_lite.model import Mllama, MllamaConfig
-from mllama_lite.samples import (
+from mllama_lite.adapters.data import (
     answer_logits,
     encode_sample,
     hold_out,
@@ -52,7 +54,7 @@ from mllama_lite.samples import (
     see,
 )
 
-module = sys.modules["mllama_lite.finetune"]
+module = sys.modules["mllama_lite.adapters.training"]
 TOKENIZER = find_tokenizer(find_folder())
 
 
@@ -815,7 +817,7 @@ def test_two_and_three_processes_learn_what_one_does(data, tmp_path):
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """Eight pictures and questions, whose answers no model knows yet."""
-    from mllama_lite.scenes import draw_scene, load_masks
+    from mllama_lite.small_model.scenes import draw_scene, load_masks
 
     folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     masks, lines = load_masks("train"), []

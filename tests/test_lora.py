@@ -16,9 +16,14 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from mllama_lite import InputError, load
-from mllama_lite.adapter_files import hub_name, load_adapter, our_name, save_adapter
-from mllama_lite.inference import find_folder
-from mllama_lite.lora import (
+from mllama_lite.adapters.peft_files import (
+    hub_name,
+    load_adapter,
+    our_name,
+    save_adapter,
+)
+from mllama_lite.checkpoints.hub import find_folder
+from mllama_lite.adapters.lora import (
     GROUPS,
     adapter_names,
     adapters_used,
@@ -31,7 +36,7 @@ from mllama_lite.lora import (
     unmerge,
     use_adapters,
 )
-from mllama_lite.measure import held_out
+from mllama_lite.small_model.evaluation import held_out
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mllama_lite import VLM, InputError, load
-from mllama_lite.measure import (
+from mllama_lite.small_model.evaluation import (
     ROWS,
     Item,
     answers,
@@ -21,7 +21,8 @@ from mllama_lite.measure import (
     row_of,
     table,
 )
-from mllama_lite.scenes import SPLITS, Question
+from mllama_lite.small_model.questions import Question
+from mllama_lite.small_model.scenes import SPLITS
 from test_scenes import kind_of
 
 

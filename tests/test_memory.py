@@ -13,10 +13,10 @@ import memory as benchmark
 
 from mllama_lite import InputError
 from mllama_lite.decoder import TextConfig
-from mllama_lite.finetune import recomputed
+from mllama_lite.adapters.training import recomputed
 from mllama_lite.local_vision import VisionConfig
-from mllama_lite.lora import add_adapter
-from mllama_lite.memory import Ledger, Rehearsal, peak_of_step, training_cost
+from mllama_lite.adapters.lora import add_adapter
+from mllama_lite.adapters.cost import Ledger, Rehearsal, peak_of_step, training_cost
 from mllama_lite.model import Mllama, MllamaConfig
 
 TINY = MllamaConfig(

@@ -22,8 +22,9 @@ FOREIGN = (
 PROGRAM = """
 import importlib, pkgutil, sys
 import mllama_lite
-for module in pkgutil.iter_modules(mllama_lite.__path__):
-    importlib.import_module("mllama_lite." + module.name)
+for module in pkgutil.walk_packages(mllama_lite.__path__, "mllama_lite."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
 print(*sorted({name.split(".")[0] for name in sys.modules}))
 """
 

@@ -13,22 +13,23 @@ from torch import nn
 
 import cases
 import reference
-from mllama_lite import InputError, image_to_tiles, load, pretrain
-from mllama_lite.inference import VLM
-from mllama_lite.pretrain import (
-    PATCH_TARGETS,
+from mllama_lite import InputError, image_to_tiles, load
+from mllama_lite.small_model import training
+from mllama_lite.vlm import VLM
+from mllama_lite.small_model.patches import PATCH_TARGETS, patch_targets
+from mllama_lite.small_model.training import (
     Batch,
     Plan,
     answer_loss,
     draw_batch,
     encode_turns,
     new_trainer,
-    patch_targets,
     project,
     train,
 )
-from mllama_lite.scenes import COLOURS, KINDS, UNKNOWN, WORDINGS, Question, ask
-from mllama_lite.scenes import draw_scene, load_masks
+from mllama_lite.small_model.questions import UNKNOWN, WORDINGS, Question, ask
+from mllama_lite.small_model.scenes import COLOURS, KINDS
+from mllama_lite.small_model.scenes import draw_scene, load_masks
 from mllama_lite.tiles import canvases, resized_size
 from test_scenes import kind_of, oracle
 
@@ -60,7 +61,7 @@ def drawn(monkeypatch):
         scenes.append(draw_scene(*arguments, **options))
         return scenes[-1]
 
-    monkeypatch.setattr(pretrain, "draw_scene", recording)
+    monkeypatch.setattr(training, "draw_scene", recording)
     return scenes
 
 
@@ -275,7 +276,7 @@ def test_the_patch_in_the_middle_of_a_thing_knows_it(fresh, masks):
 
 
 def test_the_patch_head_is_a_mean_of_each_target(fresh):
-    head = pretrain.PatchHead(128)
+    head = training.PatchHead(128)
     vision = torch.randn(2, 4, 17, 128, generator=torch.Generator().manual_seed(0))
     targets = torch.stack(
         [torch.arange(2 * 64).view(2, 64) % n for n in PATCH_TARGETS.values()], dim=-1
@@ -406,7 +407,7 @@ def test_a_training_that_was_stopped_equals_one_that_was_not(
     unbroken, tmp_path, monkeypatch, stops
 ):
     """Stopped before the first save, in each stage, and after the last step."""
-    monkeypatch.setattr(pretrain, "SAVE_EVERY", 20)
+    monkeypatch.setattr(training, "SAVE_EVERY", 20)
     begun = []
 
     def stopping(trainer):
@@ -429,15 +430,15 @@ def test_a_training_that_was_stopped_equals_one_that_was_not(
 KILLED = f"""
 import os, signal, sys
 import torch
-from mllama_lite import pretrain
+from mllama_lite.small_model import training
 
 def progress(trainer):
     if trainer.step == 45:
         os.kill(os.getpid(), signal.SIGKILL)
 
-pretrain.SAVE_EVERY = 20
+training.SAVE_EVERY = 20
 torch.set_num_threads({torch.get_num_threads()})
-pretrain.train(sys.argv[1], pretrain.{LONGER}, progress, workers=0)
+training.train(sys.argv[1], pretrain.{LONGER}, progress, workers=0)
 """
 
 

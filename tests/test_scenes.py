@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mllama_lite import InputError, image_to_tiles
-from mllama_lite.scenes import (
+from mllama_lite.small_model.questions import UNKNOWN, WORDINGS, ask
+from mllama_lite.small_model.scenes import (
     COLOURS,
     DIGITS,
     KINDS,
@@ -15,9 +16,6 @@ from mllama_lite.scenes import (
     SHAPES,
     SPLITS,
     TILE,
-    UNKNOWN,
-    WORDINGS,
-    ask,
     draw_scene,
     load_masks,
 )

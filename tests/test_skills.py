@@ -13,9 +13,9 @@ import emoji
 import skills
 
 from mllama_lite import load
-from mllama_lite.adapter_files import load_adapter
-from mllama_lite.lora import lora_layers
-from mllama_lite.samples import read_samples
+from mllama_lite.adapters.peft_files import load_adapter
+from mllama_lite.adapters.lora import lora_layers
+from mllama_lite.adapters.data import read_samples
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,16 @@ from PIL import Image
 import cases
 import reference
 from mllama_lite import image_to_tiles, load
-from mllama_lite.inference import find_folder
-from mllama_lite.looking import Looks, cross_weights, draw_looks, look, patch_map
-from mllama_lite.measure import answers, best_guesses, exact_match, held_out
-from mllama_lite.scenes import UNKNOWN, ask, draw_scene, load_masks
+from mllama_lite.checkpoints.hub import find_folder
+from mllama_lite.attention_maps import Looks, cross_weights, draw_looks, look, patch_map
+from mllama_lite.small_model.evaluation import (
+    answers,
+    best_guesses,
+    exact_match,
+    held_out,
+)
+from mllama_lite.small_model.questions import UNKNOWN, ask
+from mllama_lite.small_model.scenes import draw_scene, load_masks
 from mllama_lite.tiles import canvases
 
 FOLDER = find_folder()

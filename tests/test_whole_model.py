@@ -8,7 +8,7 @@ import torch
 import cases
 import reference
 from mllama_lite.generation import Session
-from mllama_lite.inference import VLM
+from mllama_lite.vlm import VLM
 from mllama_lite.tiles import canvases
 
 SEEDS = range(28)

@@ -5,10 +5,12 @@
                                                 notebook's outputs are not those of one whole run
     python tools/notebooks.py --run [NAME ...]  run notebooks (02_rope; all, if none is named) and
                                                 export from those whose cells all passed
+    python tools/notebooks.py --update          carry edits of mllama_lite/ back into the cells that
+                                                they came from; --run those notebooks afterwards
 
 The markers are nbdev's. `#| default_exp rope` in the first code cell names the module,
-a cell that opens with `#| export` goes into it, and `#| export errors` sends a cell to
-another module.
+a cell that opens with `#| export` goes into it, and `#| export checkpoints/names` sends a
+cell to another module, here mllama_lite/checkpoints/names.py.
 """
 
 import argparse
@@ -85,6 +87,12 @@ def exported(notebook, name: str) -> dict[str, list[str]]:
     return pieces
 
 
+def first_line(sources: list[str]) -> str:
+    """What each module opens with: where it comes from, and the two ways to change it."""
+    names = " and ".join(f"notebooks/{name}" for name in sources)
+    return f"# Generated from {names}: edit there, or here and run `make update`.\n"
+
+
 def modules(root: Path) -> dict[str, tuple[str, list[str]]]:
     """For each module, its text and the file names of the notebooks it comes from."""
     pieces, sources = {}, {}
@@ -92,14 +100,21 @@ def modules(root: Path) -> dict[str, tuple[str, list[str]]]:
         for module, code in exported(read(path), path.name).items():
             pieces.setdefault(module, []).extend(code)
             sources.setdefault(module, []).append(path.name)
-    return {m: ("\n\n\n".join(pieces[m]) + "\n", sources[m]) for m in pieces}
+    return {
+        m: (first_line(sources[m]) + "\n\n\n".join(pieces[m]) + "\n", sources[m])
+        for m in pieces
+    }
+
+
+def module_path(root: Path, module: str) -> Path:
+    return root / "mllama_lite" / f"{module}.py"
 
 
 def module_problems(root: Path) -> list[str]:
     """Where mllama_lite/ and the notebooks differ, and modules that don't say whence they come."""
     problems, wanted = [], modules(root)
     for module, (text, sources) in wanted.items():
-        path = root / "mllama_lite" / f"{module}.py"
+        path = module_path(root, module)
         committed = path.read_text() if path.exists() else ""
         if committed != text:
             diff = difflib.unified_diff(
@@ -118,9 +133,11 @@ def module_problems(root: Path) -> list[str]:
             problems.append(
                 f"{sources[0]}: the docstring of {module}.py doesn't name {sources[0]}"
             )
-    for path in sorted((root / "mllama_lite").glob("*.py")):
-        if path.stem not in wanted and path.stem not in BY_HAND:
-            problems.append(f"{path.name} has no notebook")
+    package = root / "mllama_lite"
+    for path in sorted(package.rglob("*.py")):
+        module = path.relative_to(package).with_suffix("").as_posix()
+        if module not in wanted and path.stem not in BY_HAND:
+            problems.append(f"{module}.py has no notebook")
     return problems
 
 
@@ -200,10 +217,84 @@ def export(root: Path, only: set[str] | None = None) -> list[str]:
         if reasons:
             problems += [f"{module}.py was not written. {reason}" for reason in reasons]
             continue
-        path = root / "mllama_lite" / f"{module}.py"
+        path = module_path(root, module)
         if not path.exists() or path.read_text() != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
             print(f"wrote mllama_lite/{module}.py")
+    return problems
+
+
+def definitions(code: str) -> list[tuple[str, str]]:
+    """The statements of some code, each with its name and the lines since the one before.
+
+    What has no name, such as an import, goes by the empty one.
+    """
+    lines, pieces, begin = code.split("\n"), [], 0
+    for node in ast.parse(code).body:
+        name = getattr(node, "name", "")
+        for target in getattr(node, "targets", [getattr(node, "target", None)]):
+            name = name or getattr(target, "id", "")
+        pieces.append((name, "\n".join(lines[begin : node.end_lineno])))
+        begin = node.end_lineno
+    return pieces
+
+
+def carried_back(cells: list[str], text: str) -> list[str]:
+    """A module's text as the code of the cells that it came from.
+
+    A definition goes into the cell that holds one of its name, what has no name or a
+    new one into the cell of the definition before it; the first cell takes the head.
+    """
+    home = {}
+    for number, code in enumerate(cells):
+        for name, _ in definitions(code):
+            home.setdefault(name, number)
+    parts, here = [[] for _ in cells], 0
+    for name, piece in definitions(text):
+        here = home[name] if name and name in home else here
+        parts[here].append(piece)
+    return ["\n".join(pieces).strip("\n") for pieces in parts]
+
+
+def update(root: Path) -> list[str]:
+    """Write edits of the modules into the notebooks; return what could not be carried."""
+    problems, wanted = [], modules(root)
+    notebooks = {path: read(path) for path in notebook_paths(root)}
+    changed = set()
+    for module, (text, sources) in wanted.items():
+        path = module_path(root, module)
+        edited = path.read_text() if path.exists() else text
+        if edited == text:
+            continue
+        places = []
+        for source, notebook in notebooks.items():
+            default = None
+            for cell in code_cells(notebook):
+                markers, code = split_markers(cell.source)
+                for marker in markers:
+                    default = marker[1] if marker[0] == "default_exp" else default
+                if ["export", module] in markers or (
+                    ["export"] in markers and default == module
+                ):
+                    places.append((source, cell, code))
+        body = edited.removeprefix(first_line(sources))
+        new = carried_back([code for _, _, code in places], body)
+        if not all(new):
+            empty = places[new.index("")][2].split("\n")[0]
+            problems.append(
+                f"{module}.py: the cell that begins with {empty!r} would be empty; "
+                "remove it in the notebook first"
+            )
+            continue
+        for (source, cell, code), now in zip(places, new):
+            if now != code:
+                markers = [x for x in cell.source.split("\n") if x.startswith("#|")]
+                cell.source = "\n".join([*markers, now])
+                changed.add(source)
+    for path in sorted(changed):
+        nbformat.write(notebooks[path], path)
+        print(f"updated {path.name}; run it: tools/notebooks.py --run {path.stem}")
     return problems
 
 
@@ -259,6 +350,9 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     mode.add_argument(
         "--run", nargs="*", metavar="NAME", help="run notebooks, then export"
     )
+    mode.add_argument(
+        "--update", action="store_true", help="carry edits of modules into notebooks"
+    )
     options = parser.parse_args(arguments)
 
     known = {p.stem: p for p in notebook_paths(root)}
@@ -272,6 +366,8 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
             for name in names:
                 print(f"running {name}", flush=True)
                 problems += run(known[name], root)
+        elif options.update:
+            problems = update(root)
         else:
             problems = check(root) if options.check else export(root)
     except ValueError as error:  # a marker that can't be followed

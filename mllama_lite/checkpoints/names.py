@@ -1,76 +1,19 @@
-"""The hub's layout and Meta's: what each calls things, and how one becomes the other.
+# Generated from notebooks/09_checkpoint.ipynb: edit there, or here and run `make update`.
+"""The hub's layout and Meta's: what each calls a tensor, and how one becomes the other.
 
-Built in chapter 9, notebooks/09_checkpoint.ipynb. Configurations first, then the names
-and shapes of tensors. Nothing here reads a file.
+Built in chapter 9, notebooks/09_checkpoint.ipynb. Nothing here reads a file.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mllama_lite.decoder import TextConfig
-from mllama_lite.errors import InputError
-from mllama_lite.local_vision import VisionConfig
-from mllama_lite.model import MllamaConfig
-from mllama_lite.rope import RopeScaling, to_half_split
+from mllama_lite.rope import to_half_split
 from mllama_lite.tiles import canvases
-from mllama_lite.tokenizer import NUM_SPECIAL_TOKENS
-
-
-def config_from_meta(params, where="params.json"):
-    """Read Meta's `params.json`. What it leaves out, Meta's code has as constants.
-
-    Args:
-        params: dict, the parsed file.
-        where: what to call the file in an error.
-
-    Returns:
-        MllamaConfig.
-
-    Raises:
-        InputError: an entry is missing.
-
-    Source: llama_models/llama3/args.py; multimodal/model.py, `FeedForward` (width) and
-    `_init_fusion_schedule` (which layers).
-    """
-    params = params.get("model", params)
-    side = params.get("vision_chunk_size", -1)
-    try:
-        width, heads, num_layers = params["dim"], params["n_heads"], params["n_layers"]
-        multiple = params["multiple_of"]
-        num_cross = params["vision_num_cross_attention_layers"] if side > 0 else 0
-    except KeyError as error:
-        raise InputError(
-            f"{where} has no entry {error}: expected Meta's params.json of a Llama 3 "
-            "model; download the file again."
-        ) from None
-    hidden = int((params.get("ffn_dim_multiplier") or 1.0) * int(8 * width / 3))
-    cross = ()
-    if num_cross > 0:
-        # One cross layer before every `step`-th self layer, counted from the last.
-        step = -(-num_layers // num_cross)
-        before = list(range(num_layers))[::-1][::step][:num_cross][::-1]
-        cross = tuple(i + already for already, i in enumerate(before))
-    text = TextConfig(
-        vocab_size=params.get("vocab_size", 128256),
-        hidden_size=width,
-        intermediate_size=-(-hidden // multiple) * multiple,
-        num_hidden_layers=num_layers + len(cross),
-        num_attention_heads=heads,
-        num_key_value_heads=params.get("n_kv_heads") or heads,
-        head_dim=width // heads,
-        rms_norm_eps=params.get("norm_eps", 1e-5),
-        rope_theta=float(params.get("rope_theta", 500000)),
-        rope_scaling=RopeScaling() if params.get("use_scaled_rope") else None,
-        cross_attention_layers=cross,
-        num_extra_embeddings=8 if cross else 0,
-    )
-    vision = VisionConfig(image_size=side) if side > 0 else None
-    return MllamaConfig(text, vision, image_token_index=text.vocab_size)
 
 
 @dataclass
-class Recipe:
+class Conversion:
     """How one parameter comes out of a checkpoint.
 
     Attributes:
@@ -83,7 +26,7 @@ class Recipe:
     convert: Callable | None = None
 
 
-def hub_recipes(shapes, text_only):
+def hub_conversions(shapes, text_only):
     """Recipes for the hub's layout: the names are ours already.
 
     Args:
@@ -91,11 +34,11 @@ def hub_recipes(shapes, text_only):
         text_only: whether this is a `LlamaForCausalLM`.
 
     Returns:
-        dict from our name to Recipe.
+        dict from our name to Conversion.
     """
     prefix = "language_model." if text_only else ""
     return {
-        name: Recipe([(name.removeprefix(prefix), tuple(shape))])
+        name: Conversion([(name.removeprefix(prefix), tuple(shape))])
         for name, shape in shapes.items()
     }
 
@@ -107,7 +50,7 @@ def old_hub_name(name):
     return re.sub(r"^lm_head\.", "language_model.lm_head.", name)
 
 
-def meta_recipes(shapes, config):
+def meta_conversions(shapes, config):
     """Recipes for Meta's layout.
 
     Args:
@@ -115,13 +58,13 @@ def meta_recipes(shapes, config):
         config: MllamaConfig.
 
     Returns:
-        dict from our name to Recipe.
+        dict from our name to Conversion.
 
     Source: llama_models/llama3/multimodal/model.py, names and shapes of its parameters.
     """
     text, vision = config.text, config.vision
     prefix = "text_model." if vision else ""
-    recipes = {}
+    conversions = {}
     for name, shape in shapes.items():
         shape = tuple(shape)
         if name.startswith("language_model.model.layers."):
@@ -139,26 +82,26 @@ def meta_recipes(shapes, config):
                 convert = lambda weight, num_heads=num_heads: to_half_split(
                     weight, num_heads
                 )
-            recipes[name] = Recipe([(source, shape)], convert)
+            conversions[name] = Conversion([(source, shape)], convert)
         elif name.endswith("embed_tokens.weight"):
             rows, width = shape
             sources = [(f"{prefix}tok_embeddings.weight", (text.vocab_size, width))]
             if rows > text.vocab_size:
                 extra = (rows - text.vocab_size, width)
                 sources.append((f"{prefix}learnable_embedding.weight", extra))
-            recipes[name] = Recipe(sources)
+            conversions[name] = Conversion(sources)
         elif name.startswith("language_model."):
             part = {"lm_head": "output", "norm": "norm"}[name.split(".")[-2]]
-            recipes[name] = Recipe([(f"{prefix}{part}.weight", shape)])
+            conversions[name] = Conversion([(f"{prefix}{part}.weight", shape)])
         elif name.startswith("multi_modal_projector."):
-            recipes[name] = Recipe(
+            conversions[name] = Conversion(
                 [(f"vision_model.vision_projection.{name.split('.')[-1]}", shape)]
             )
         else:
-            recipes[name] = _meta_vision_recipe(
+            conversions[name] = _meta_vision_conversion(
                 name.removeprefix("vision_model."), shape, vision
             )
-    return recipes
+    return conversions
 
 
 def _meta_layer(index, text):
@@ -185,8 +128,8 @@ def _meta_part(part):
     return part
 
 
-def _meta_vision_recipe(name, shape, vision):
-    """Recipe of a parameter of the vision encoder."""
+def _meta_vision_conversion(name, shape, vision):
+    """Conversion of a parameter of the vision encoder."""
     tiles, convert = vision.max_num_tiles, None
     if name == "patch_embedding.weight":
         theirs, stored = (
@@ -218,7 +161,7 @@ def _meta_vision_recipe(name, shape, vision):
             (r"\.post_attention_layernorm", ".ln_2"),
         ):
             theirs = re.sub(ours, meta, theirs)
-    return Recipe([(f"vision_model.vision_encoder.{theirs}", stored)], convert)
+    return Conversion([(f"vision_model.vision_encoder.{theirs}", stored)], convert)
 
 
 def tile_table(grid, max_tiles):
@@ -237,70 +180,3 @@ def tile_table(grid, max_tiles):
     for i, (rows, columns) in enumerate(arrangements, start=1):
         table[i, : rows * columns] = grid[:rows, :columns].reshape(rows * columns, -1)
     return table.flatten(1)
-
-
-def config_to_hub(config, dtype):
-    """The inverse of `config_from_hub`: a dict that transformers understands.
-
-    Args:
-        config: MllamaConfig.
-        dtype: torch dtype of the parameters.
-
-    Returns:
-        dict for a `config.json`.
-    """
-    text, vision = config.text, config.vision
-    entries = {
-        name: getattr(text, name)
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "rms_norm_eps",
-            "rope_theta",
-            "max_position_embeddings",
-            "tie_word_embeddings",
-        )
-    }
-    # The special tokens are the last of the vocabulary.
-    first_special = text.vocab_size - NUM_SPECIAL_TOKENS
-    entries |= {
-        "hidden_act": "silu",
-        "bos_token_id": max(first_special, 0),
-        "eos_token_id": list(config.eos_token_ids),
-        "pad_token_id": first_special + 4 if first_special >= 0 else None,
-    }
-    entries["rope_scaling"] = None
-    if text.rope_scaling:
-        entries["rope_scaling"] = {"rope_type": "llama3"} | vars(text.rope_scaling)
-    common = {"torch_dtype": str(dtype).removeprefix("torch.")}
-    if vision is None:
-        return (
-            {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
-            | entries
-            | common
-        )
-    entries["model_type"] = "mllama_text_model"
-    entries["cross_attention_layers"] = list(text.cross_attention_layers)
-    pictures = dict(vars(vision))
-    pictures["intermediate_layers_indices"] = list(vision.intermediate_layers_indices)
-    pictures |= {
-        "model_type": "mllama_vision_model",
-        "hidden_act": "gelu",
-        "vision_output_dim": vision.vision_output_dim,
-        "supported_aspect_ratios": [
-            list(canvas) for canvas in canvases(vision.max_num_tiles)
-        ],
-    }
-    return {
-        "architectures": ["MllamaForConditionalGeneration"],
-        "model_type": "mllama",
-        "image_token_index": config.image_token_index,
-        "tie_word_embeddings": text.tie_word_embeddings,
-        "text_config": entries,
-        "vision_config": pictures,
-    } | common

@@ -1,62 +1,20 @@
+# Generated from notebooks/10_inference.ipynb: edit there, or here and run `make update`.
 """Photographs and questions in, words out: loading, asking, conversations.
 
 Built in chapter 10, notebooks/10_inference.ipynb.
 """
 
-import re
 import weakref
-from importlib import resources
-from pathlib import Path
 
 import torch
 
-from mllama_lite.checkpoint import (
-    HUB_FILES,
-    download,
-    load_model,
-    open_checkpoint,
-)
+from mllama_lite.checkpoints.hub import find_folder, find_tokenizer
+from mllama_lite.checkpoints.loading import load_model, open_checkpoint
 from mllama_lite.cross_attention import visible_ranges
+from mllama_lite.devices import find_device, find_dtype
 from mllama_lite.errors import InputError
 from mllama_lite.generation import Sampling, Session, generate
-from mllama_lite.model import empty_model
 from mllama_lite.tiles import image_to_tiles, open_image
-from mllama_lite.tokenizer import Tokenizer
-
-
-def memory_needs(config, dtype, tokens, images):
-    """Bytes that a conversation takes, computed without loading anything.
-
-    Args:
-        config: MllamaConfig.
-        dtype: torch dtype of the parameters.
-        tokens: T, prompt and answer together.
-        images: M, each with all its tiles.
-
-    Returns:
-        dict: "weights"; "text cache" and "image cache", keys and values; "working", the
-        largest set of intermediate results alive at once, while an image is encoded or
-        the prompt is taken in (an estimate; the other three are exact).
-    """
-    text, vision, size = config.text, config.vision, dtype.itemsize
-    weights = sum(parameter.numel() for parameter in empty_model(config).parameters())
-    a_token = 2 * text.num_key_value_heads * text.head_dim
-    needs = {
-        "weights": weights * size,
-        "text cache": tokens * a_token * len(text.self_attention_layers) * size,
-        "image cache": 0,
-    }
-    # In the MLP: three tensors of its width, four of the model's around it.
-    working = tokens * (3 * text.intermediate_size + 4 * text.hidden_size) * size
-    if vision and images:
-        seen = images * vision.max_num_tiles * vision.num_patches
-        needs["image cache"] = seen * a_token * len(text.cross_attention_layers) * size
-        kept = 2 + len(vision.intermediate_layers_indices)
-        widths = max(2 * vision.intermediate_size, 5 * vision.hidden_size)
-        encoding = seen * (kept * vision.hidden_size + widths) * size
-        handing = seen * (2 * vision.vision_output_dim + text.hidden_size) * size
-        working = max(working, encoding, handing)
-    return needs | {"working": working}
 
 
 class VLM:
@@ -396,66 +354,3 @@ def load(model=None, device=None, dtype=None, progress=None):
     checkpoint, tokenizer = open_checkpoint(folder), find_tokenizer(folder)
     loaded, report = load_model(checkpoint, device, dtype, progress)
     return VLM(loaded, tokenizer, report)
-
-
-def find_folder(model=None, files=HUB_FILES):
-    """The folder of a model: itself, or where the hub's files were downloaded to.
-
-    Args:
-        model: path of a folder, or a hub id; None for the model that the package ships.
-        files: see `download`.
-    """
-    if model is None:
-        return Path(str(resources.files("mllama_lite"))) / "small"
-    if Path(model).is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
-        return Path(model)
-    return download(str(model), files)
-
-
-def find_tokenizer(folder):
-    """The Tokenizer of a folder, or None if it has no file of one."""
-    for name in ("tokenizer.model", "original/tokenizer.model", "tokenizer.json"):
-        if (folder / name).is_file():
-            return Tokenizer.from_file(folder / name)
-    return None
-
-
-def find_device(device):
-    """torch device from its name; None for CUDA if there is one.
-
-    Raises:
-        InputError: there is no such device here.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(device)
-        torch.zeros(1, device=device).item()  # on the meta device there is no number
-    except (RuntimeError, AssertionError, NotImplementedError):
-        there = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        raise InputError(
-            f"The device {str(device)!r} is not there: expected one of "
-            f"{', '.join(there)}; choose another."
-        ) from None
-    return device
-
-
-def find_dtype(dtype):
-    """torch dtype from its name; None stays None.
-
-    Raises:
-        InputError: no floating-point dtype has that name.
-    """
-    known = {
-        "bfloat16": torch.bfloat16,
-        "float16": torch.float16,
-        "float32": torch.float32,
-    }
-    if dtype is None or dtype in known.values():
-        return dtype
-    if dtype not in known:
-        raise InputError(
-            f"The dtype {str(dtype)!r} is not known: expected one of "
-            f"{', '.join(known)}; choose another."
-        )
-    return known[dtype]

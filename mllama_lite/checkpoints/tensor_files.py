@@ -1,3 +1,4 @@
+# Generated from notebooks/09_checkpoint.ipynb: edit there, or here and run `make update`.
 """Where tensors lie in files: safetensors and `.pth`, read a tensor at a time.
 
 Built in chapter 9, notebooks/09_checkpoint.ipynb. Reading a file's index reads no
@@ -17,6 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mllama_lite.errors import InputError
+from mllama_lite.files import damaged_file
 
 
 CHUNK = 1 << 24  # numbers that are converted at a time
@@ -210,11 +212,3 @@ def _zip_records(path):
     if order != sys.byteorder:
         raise damaged_file(path, f"its byte order is {order!r}")
     return records
-
-
-def damaged_file(path, what):
-    """The error for a file that does not hold what its format promises."""
-    return InputError(
-        f"{path} is truncated or damaged ({what}): expected a complete file; download "
-        "it again."
-    )

@@ -1,3 +1,4 @@
+# Generated from notebooks/13_finetuning.ipynb: edit there, or here and run `make update`.
 """From a folder of images and questions to checked samples and padded batches.
 
 Built in chapter 13, notebooks/13_finetuning.ipynb. The folder is what `datasets` calls
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mllama_lite.cross_attention import VisionMemory, visible_ranges
+from mllama_lite.cross_attention import VisionCache, visible_ranges
 from mllama_lite.errors import InputError
 from mllama_lite.tiles import image_to_tiles, open_image
 
@@ -363,7 +364,7 @@ def see(model, images):
         images: for each row of the batch, the list of its Tiles.
 
     Returns:
-        VisionMemory, or None if no row has an image.
+        VisionCache, or None if no row has an image.
     """
     every = [one for row in images for one in row]
     if not every:
@@ -373,7 +374,7 @@ def see(model, images):
         same = [one for one in every if one.num_tiles == count]
         encoded |= zip(map(id, same), model.encode_images(same))
     rows = [[encoded[id(one)] for one in row] for row in images]
-    return VisionMemory.of(model.cross_attention_layers, rows)
+    return VisionCache.of(model.cross_attention_layers, rows)
 
 
 def answer_logits(model, batch):

@@ -1,3 +1,4 @@
+# Generated from notebooks/09_checkpoint.ipynb: edit there, or here and run `make update`.
 """Files to model and back: the hub's layout and Meta's, read lazily and into place.
 
 Built in chapter 9, notebooks/09_checkpoint.ipynb. Only the headers of the files are
@@ -5,10 +6,8 @@ read until every name and shape has been found right; then each tensor goes stra
 its parameter, so that little more than the model itself is ever in memory.
 """
 
-import json
 import math
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,33 +15,26 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mllama_lite.errors import InputError
-from mllama_lite.layouts import (
-    Recipe,
+from mllama_lite.checkpoints.configs import (
+    config_from_hub,
     config_from_meta,
     config_to_hub,
-    hub_recipes,
-    meta_recipes,
+)
+from mllama_lite.checkpoints.names import (
+    Conversion,
+    hub_conversions,
+    meta_conversions,
     old_hub_name,
 )
-from mllama_lite.model import MllamaConfig, config_from_hub, empty_model
-from mllama_lite.storage import (
+from mllama_lite.checkpoints.tensor_files import (
     StoredTensor,
-    damaged_file,
     read_pth_index,
     read_safetensors_header,
 )
-
-
-def _read_json(path):
-    """Parse a JSON file that has to be an object."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(document, dict):
-            raise ValueError
-    except (ValueError, RecursionError):
-        raise damaged_file(path, "it is not a JSON object") from None
-    return document
+from mllama_lite.devices import free_memory
+from mllama_lite.errors import InputError
+from mllama_lite.files import damaged_file, read_json, write_json
+from mllama_lite.model import MllamaConfig, empty_model
 
 
 def find_files(folder):
@@ -65,7 +57,7 @@ def find_files(folder):
         )
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        places = _read_json(index).get("weight_map")
+        places = read_json(index).get("weight_map")
         names = list(places.values()) if isinstance(places, dict) else []
         if not names or not all(isinstance(name, str) for name in names):
             raise damaged_file(index, "it has no weight_map from tensors to files")
@@ -114,7 +106,7 @@ def read_config(folder):
     }.items():
         path = folder / name
         if path.is_file():
-            document = _read_json(path)
+            document = read_json(path)
             try:
                 return reader(document, path)
             except (TypeError, AttributeError, ZeroDivisionError):
@@ -168,7 +160,7 @@ class Checkpoint:
 
     folder: Path
     config: MllamaConfig
-    recipes: dict[str, Recipe]
+    conversions: dict[str, Conversion]
     stored: dict[str, list[StoredTensor]]
     report: LoadReport
 
@@ -206,27 +198,27 @@ def open_checkpoint(folder):
                         "expected each tensor once; download the model again."
                     )
             stored.setdefault(name, []).append(tensor)
-    recipes = (
-        hub_recipes(shapes, text_only)
+    conversions = (
+        hub_conversions(shapes, text_only)
         if layout == "hub"
-        else meta_recipes(shapes, config)
+        else meta_conversions(shapes, config)
     )
     report = LoadReport(
         layout, num_parameters=sum(shape.numel() for shape in shapes.values())
     )
     wanted = set()
-    for name, recipe in recipes.items():
-        sources = [source for source, _ in recipe.sources]
+    for name, conversion in conversions.items():
+        sources = [source for source, _ in conversion.sources]
         wanted.update(sources)
         if not all(source in stored for source in sources):
             report.missing.append(name)
             continue
-        for source, shape in recipe.sources:
+        for source, shape in conversion.sources:
             _cut_dimension(stored[source], shape, source)
             report.stored_bytes += math.prod(shape) * stored[source][0].dtype.itemsize
         # The last parameter is the head, or the embedding where the two are tied.
         report.dtype = stored[sources[0]][0].dtype
-        as_stored = recipe.convert is None and len(sources) == 1
+        as_stored = conversion.convert is None and len(sources) == 1
         (report.loaded if as_stored else report.converted).append(name)
     # Some writers store a tied head and precomputed RoPE tables; both are known.
     known = wanted | {"lm_head.weight", "output.weight", "rope.freqs"}
@@ -235,7 +227,7 @@ def open_checkpoint(folder):
         for name in stored
         if name not in known and not name.endswith("rotary_emb.inv_freq")
     ]
-    return Checkpoint(folder, config, recipes, stored, report)
+    return Checkpoint(folder, config, conversions, stored, report)
 
 
 def _cut_dimension(shards, shape, name):
@@ -303,17 +295,17 @@ def load_model(folder, device="cpu", dtype=None, progress=None):
     done = 0
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            recipe = checkpoint.recipes[name]
+            conversion = checkpoint.conversions[name]
             row = 0
-            for source, shape in recipe.sources:
+            for source, shape in conversion.sources:
                 rows = (
                     parameter[row : row + shape[0]]
-                    if len(recipe.sources) > 1
+                    if len(conversion.sources) > 1
                     else parameter
                 )
                 row += shape[0]
                 stored = checkpoint.stored[source]
-                _fill(rows, stored, shape, source, recipe.convert)
+                _fill(rows, stored, shape, source, conversion.convert)
                 done += math.prod(shape) * stored[0].dtype.itemsize
             if progress:
                 progress(done, report.stored_bytes)
@@ -344,20 +336,6 @@ def _fill(parameter, shards, shape, name, convert):
         ]
         whole = torch.cat(parts, dimension) if dimension is not None else parts[0]
         parameter.copy_(convert(whole))
-
-
-def free_memory(device):
-    """Bytes that can still be taken on a device; None where the system doesn't tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        text = Path("/proc/meminfo").read_text()
-        return int(re.search(r"MemAvailable:\s+(\d+) kB", text).group(1)) * 1024
-    except (OSError, AttributeError):
-        names = os.sysconf_names
-        if device.type == "cpu" and "SC_AVPHYS_PAGES" in names:
-            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return None
 
 
 def save_model(model, folder, max_shard_bytes=5 * 10**9):
@@ -405,64 +383,5 @@ def save_model(model, folder, max_shard_bytes=5 * 10**9):
                 key: name for name, shard in zip(names, shards) for key in shard
             },
         }
-        _write_json(index, index_path)
-    _write_json(config_to_hub(model.config, model.dtype), folder / "config.json")
-
-
-HUB_FILES = [
-    "config.json",
-    "params.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "original/tokenizer.model",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-]
-
-
-def download(model_id, files=HUB_FILES):
-    """Fetch a model from the hub, or find it where it was fetched to before.
-
-    Args:
-        model_id: "organisation/name".
-        files: patterns of the names to fetch; a configuration alone is small.
-
-    Returns:
-        path of the folder.
-
-    Raises:
-        InputError: huggingface_hub is not installed; no such model; no access to it; no
-            network.
-    """
-    try:
-        import huggingface_hub
-        from huggingface_hub import errors
-    except ImportError:
-        raise InputError(
-            f"{model_id} is on the hub, and huggingface_hub is not installed: expected "
-            "the extra for downloads; run pip install 'mllama-lite[hub]'."
-        ) from None
-    try:
-        return Path(huggingface_hub.snapshot_download(model_id, allow_patterns=files))
-    except (errors.GatedRepoError, errors.RepositoryNotFoundError):
-        raise InputError(
-            f"The hub gives no access to {model_id}, and there is no such folder here: "
-            "expected a model that exists and whose licence you have accepted; accept "
-            "it on the model's page and run hf auth login."
-        ) from None
-    except errors.HFValidationError:
-        raise InputError(
-            f"{model_id!r} is no hub id: expected organisation/name; correct it."
-        ) from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError):
-        raise InputError(
-            f"The hub cannot be reached for {model_id}, which was not downloaded before "
-            "and is no folder here: expected a network connection; connect, or give the "
-            "path of a folder."
-        ) from None
-
-
-def _write_json(document, path):
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
+        write_json(index, index_path)
+    write_json(config_to_hub(model.config, model.dtype), folder / "config.json")

@@ -1,3 +1,4 @@
+# Generated from notebooks/11_training.ipynb: edit there, or here and run `make update`.
 """How often a model answers right, on pictures that it has never seen.
 
 Built in chapter 11, notebooks/11_training.ipynb.
@@ -11,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from mllama_lite.errors import InputError
-from mllama_lite.scenes import DIGITS, KINDS, SPLITS, Question, ask, draw_scene, load_masks
+from mllama_lite.small_model.questions import Question, ask
+from mllama_lite.small_model.scenes import DIGITS, KINDS, SPLITS, draw_scene, load_masks
 
 
 # What is counted apart: kinds of questions, and the numbers of things they are asked of

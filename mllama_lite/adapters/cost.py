@@ -1,3 +1,4 @@
+# Generated from notebooks/14_skill.ipynb: edit there, or here and run `make update`.
 """What fine-tuning costs in memory: a step is run on tensors without numbers.
 
 Built in chapter 14, notebooks/14_skill.ipynb. The step is the trainer's own, and
@@ -15,13 +16,13 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
+from mllama_lite.adapters.data import Sample, make_batch
+from mllama_lite.adapters.lora import add_adapter, base_parameters
+from mllama_lite.adapters.training import Processes, Recipe, Trainer, recomputed
 from mllama_lite.errors import InputError
-from mllama_lite.finetune import Processes, Recipe, Trainer, recomputed
-from mllama_lite.inference import VLM
-from mllama_lite.lora import add_adapter, base_parameters
 from mllama_lite.model import empty_model
-from mllama_lite.samples import Sample, make_batch
 from mllama_lite.tiles import Tiles, canvases
+from mllama_lite.vlm import VLM
 
 
 class Ledger(TorchDispatchMode):

@@ -1,3 +1,4 @@
+# Generated from notebooks/11_training.ipynb: edit there, or here and run `make update`.
 """Where the model looks while it answers: the weights of its cross-attention as pictures.
 
 Built in chapter 11, notebooks/11_training.ipynb. The fused kernels never show their

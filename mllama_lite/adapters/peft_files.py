@@ -1,3 +1,4 @@
+# Generated from notebooks/12_lora.ipynb: edit there, or here and run `make update`.
 """Adapters in files, in PEFT's own format: what is written here loads there, and back.
 
 Built in chapter 12, notebooks/12_lora.ipynb.
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mllama_lite.errors import InputError
-from mllama_lite.lora import (
+from mllama_lite.adapters.lora import (
     LoRALinear,
     check_new_name,
     layers_with,

@@ -1,3 +1,4 @@
+# Generated from notebooks/12_lora.ipynb: edit there, or here and run `make update`.
 """Low-rank adapters (LoRA): train two small matrices beside every chosen Linear.
 
 Built in chapter 12, notebooks/12_lora.ipynb. The model's code knows nothing of this:

@@ -1,3 +1,4 @@
+# Generated from notebooks/13_finetuning.ipynb: edit there, or here and run `make update`.
 """Fine-tuning: train an adapter on a folder of images and questions.
 
 Built in chapter 13, notebooks/13_finetuning.ipynb. A step is a function of the seed and
@@ -23,25 +24,20 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mllama_lite.adapter_files import save_adapter
-from mllama_lite.checkpoint import open_checkpoint
-from mllama_lite.errors import InputError
-from mllama_lite.inference import (
-    VLM,
-    find_device,
-    find_dtype,
-    find_folder,
-    find_tokenizer,
-    load,
-)
-from mllama_lite.lora import add_adapter, adapter_names, remove_adapters
-from mllama_lite.samples import (
+from mllama_lite.adapters.data import (
     answer_logits,
     hold_out,
     indices_of_step,
     make_batch,
     read_samples,
 )
+from mllama_lite.adapters.lora import adapter_names, add_adapter, remove_adapters
+from mllama_lite.adapters.peft_files import save_adapter
+from mllama_lite.checkpoints.hub import find_folder, find_tokenizer
+from mllama_lite.checkpoints.loading import open_checkpoint
+from mllama_lite.devices import find_device, find_dtype
+from mllama_lite.errors import InputError
+from mllama_lite.vlm import VLM, load
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+# Generated from notebooks/11_training.ipynb: edit there, or here and run `make update`.
 """The files beside the weights that transformers' processor reads.
 
 Built in chapter 11, notebooks/11_training.ipynb. `mllama_lite` itself needs none of them

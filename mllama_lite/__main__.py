@@ -1,0 +1,7 @@
+"""`python -m mllama_lite` is the command line `mllama-lite`."""
+
+import sys
+
+from mllama_lite.cli import main
+
+sys.exit(main())
