@@ -4,4 +4,5 @@ import sys
 
 from mllama_lite.cli import main
 
+
 sys.exit(main())

@@ -93,42 +93,36 @@ def grouped_attention(query, key, value, mask=None, causal=False):
 class KVCache:
     """Keys and values of all tokens so far, for every self-attention layer.
 
-    Memory is taken in advance. Slot j of a row holds the token at position j, so rows of
-    different lengths need no shifting: a short row's free slots are filled later, and
-    no query looks at a slot beyond its own position.
+    What a layer stores first says how many rows, heads and numbers a head there are, in
+    which dtype and where; memory for all slots is taken then. Slot j of a row holds the
+    token at position j, so rows of different lengths need no shifting: a short row's
+    free slots are filled later, and no query looks at a slot beyond its own position.
 
     Args:
-        layers: indices of the layers that keep keys and values.
-        batch: B.
-        num_kv_heads: G.
         capacity: S, the most tokens a row can have.
-        head_dim: E.
-        dtype, device: of the model.
 
     Attributes:
+        keys, values: dict from a layer's index to [B, G, S, E].
         length: slots in use by the longest row.
         window: how many slots attention reads; None for those in use. A fixed number
             makes every step the same shape, for compiling and capturing it; what is
             not yet filled has then to be masked.
     """
 
-    def __init__(self, layers, batch, num_kv_heads, capacity, head_dim, dtype, device):
-        shape = (batch, num_kv_heads, capacity, head_dim)
-        self.keys = {i: torch.zeros(shape, dtype=dtype, device=device) for i in layers}
-        self.values = {
-            i: torch.zeros(shape, dtype=dtype, device=device) for i in layers
-        }
+    def __init__(self, capacity: int):
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
         self.capacity = capacity
         self.length = 0
-        self.window = None
+        self.window: int | None = None
 
     @property
-    def num_bytes(self):
+    def num_bytes(self) -> int:
         """Bytes held: 2 · layers · B · G · S · E · bytes a number."""
         tensors = [*self.keys.values(), *self.values.values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    def reserve(self, capacity):
+    def reserve(self, capacity: int) -> None:
         """Make room for at least `capacity` tokens a row; what is stored is kept."""
         if capacity <= self.capacity:
             return
@@ -153,6 +147,12 @@ class KVCache:
         Raises:
             IndexError: there is no slot left: call `reserve` first.
         """
+        if layer not in self.keys:
+            shape = (*key.shape[:2], self.capacity, key.shape[3])
+            self.keys[layer], self.values[layer] = (
+                key.new_zeros(shape),
+                key.new_zeros(shape),
+            )
         keys, values = self.keys[layer], self.values[layer]
         end = self.window or self.length + key.shape[2]
         if end > self.capacity:

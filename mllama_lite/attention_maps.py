@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mllama_lite.attention import attention_by_hand
 from mllama_lite.tiles import choose_canvas, open_image, resized_size
+from mllama_lite.tokenizer import ImagePart
 
 
 @dataclass
@@ -53,7 +54,7 @@ def look(vlm, images, question, max_new_tokens=64):
     """
     images = images if isinstance(images, (list, tuple)) else [images]
     images = [open_image(image) for image in images]
-    message = {"role": "user", "content": [*images, question]}
+    message = {"role": "user", "content": [*map(ImagePart, images), question]}
     prompt, _ = vlm.tokenizer.encode_chat([message])
     ids = vlm.generate(prompt, images, max_new_tokens)
     found, hooks = {}, []

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 
+
 CARDS = (16, 24, 48, 80)  # GiB of memory of common GPUs
 
 
@@ -160,8 +161,8 @@ def _add_model(parser):
 
 def _ask(options):
     from mllama_lite.generation import Sampling
-    from mllama_lite.vlm import load
     from mllama_lite.tiles import open_image
+    from mllama_lite.vlm import load
 
     names = ("temperature", "top_k", "top_p", "min_p", "seed")
     settings = {name: getattr(options, name) for name in names}
@@ -232,8 +233,8 @@ def _info(options):
 
     import torch
 
-    from mllama_lite.checkpoints.loading import open_checkpoint, read_config
     from mllama_lite.checkpoints.hub import find_folder, find_tokenizer
+    from mllama_lite.checkpoints.loading import open_checkpoint, read_config
     from mllama_lite.cost import memory_needs
     from mllama_lite.devices import find_dtype
 
@@ -383,7 +384,6 @@ def _training_progress(name="answers", every=(10, 500)):
 
 def _measure(options):
     from mllama_lite.checkpoints.hub import find_folder
-    from mllama_lite.vlm import load
     from mllama_lite.small_model.evaluation import (
         answers,
         best_guesses,
@@ -391,6 +391,7 @@ def _measure(options):
         held_out,
         table,
     )
+    from mllama_lite.vlm import load
 
     vlm = load(options.model, progress=_progress())
     items = held_out(options.split, options.questions)

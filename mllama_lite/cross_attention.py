@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mllama_lite.attention import grouped_attention
-from mllama_lite.decoder import MLP, RMSNorm
+from mllama_lite.decoder import MLP, DecoderLayer, RMSNorm
 
 
 def visible_ranges(tokens, image_id):
@@ -132,7 +132,11 @@ class CrossAttentionLayer(nn.Module):
         self.mlp = MLP(size, config.intermediate_size)
         self.cross_attn_mlp_gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, hidden, vision):
+    def keys_and_values(self, vision):
+        """See `CrossAttention.keys_and_values`. Whoever wraps a layer finds this here."""
+        return self.cross_attn.keys_and_values(vision)
+
+    def forward(self, hidden, step):
         """Add what the images say to the tokens that see one.
 
         Both branches are 0 for tokens that see none. transformers zeroes only the
@@ -140,11 +144,14 @@ class CrossAttentionLayer(nn.Module):
 
         Args:
             hidden: [B, T, D].
-            vision: VisionContext.
+            step: Step; without a VisionContext in it the layer is skipped.
 
         Returns:
             [B, T, D].
         """
+        vision = step.vision
+        if vision is None:
+            return hidden
         key, value = vision.keys[self.layer], vision.values[self.layer]
         attended = self.cross_attn(
             self.input_layernorm(hidden), key, value, vision.mask
@@ -156,6 +163,12 @@ class CrossAttentionLayer(nn.Module):
         if vision.sees is not None:
             enlarged = enlarged * vision.sees
         return hidden + self.cross_attn_mlp_gate.tanh() * enlarged
+
+
+def make_layer(config, index):
+    """The layer at an index of a decoder that sees images; see `TextModel`."""
+    crosses = index in config.cross_attention_layers
+    return (CrossAttentionLayer if crosses else DecoderLayer)(config, index)
 
 
 @dataclass
@@ -173,7 +186,7 @@ class VisionCache:
     counts: list[list[int]]
 
     @classmethod
-    def of(cls, layers, rows):
+    def from_images(cls, layers, rows):
         """Compute keys and values of images for all cross-attention layers.
 
         Args:
@@ -188,15 +201,13 @@ class VisionCache:
         some = next(image for row in rows for image in row)
         joined = [torch.cat(row) if row else some[:0] for row in rows]
         vision = nn.utils.rnn.pad_sequence(joined, batch_first=True)  # [B, V, D]
-        pairs = {
-            layer.layer: layer.cross_attn.keys_and_values(vision) for layer in layers
-        }
+        pairs = {layer.layer: layer.keys_and_values(vision) for layer in layers}
         keys = {i: key for i, (key, _) in pairs.items()}
         values = {i: value for i, (_, value) in pairs.items()}
         return cls(keys, values, counts)
 
     def extended(self, other):
-        """This memory with the images of another appended; both of one row."""
+        """This cache with the images of another appended; both of one row."""
         joined = [
             {i: torch.cat([mine[i], theirs[i]], dim=2) for i in mine}
             for mine, theirs in ((self.keys, other.keys), (self.values, other.values))

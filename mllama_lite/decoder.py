@@ -6,6 +6,7 @@ the hub's `LlamaForCausalLM`, so that a state dict fits without renaming.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -105,6 +106,24 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+@dataclass
+class Step:
+    """What all layers of one forward pass share; each takes of it what it needs.
+
+    Attributes:
+        cos, sin: fp32 [B or 1, 1, T, E/2], RoPE at the tokens' positions.
+        cache, positions, mask: see `SelfAttention.forward`.
+        vision: VisionContext of chapter 8; None if no token sees an image.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    cache: KVCache | None = None
+    positions: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    vision: Any = None
+
+
 class DecoderLayer(nn.Module):
     """Norm, self-attention, residual; norm, MLP, residual.
 
@@ -127,10 +146,16 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(size, eps)
         self.mlp = MLP(size, config.intermediate_size)
 
-    def forward(self, hidden, cos, sin, cache=None, positions=None, mask=None):
-        """[B, T, D] to [B, T, D]; arguments as `SelfAttention.forward`."""
-        normed = self.input_layernorm(hidden)
-        hidden = hidden + self.self_attn(normed, cos, sin, cache, positions, mask)
+    def forward(self, hidden: torch.Tensor, step: Step) -> torch.Tensor:
+        """[B, T, D] to [B, T, D]."""
+        hidden = hidden + self.self_attn(
+            self.input_layernorm(hidden),
+            step.cos,
+            step.sin,
+            step.cache,
+            step.positions,
+            step.mask,
+        )
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
@@ -139,30 +164,34 @@ class TextModel(nn.Module):
 
     Args:
         config: TextConfig.
-        cross_layer: called with (config, index) for every index in
-            `config.cross_attention_layers`; chapter 8 builds such a layer. A text-only
-            model has no such index and needs none.
+        make_layer: called with (config, index) for every layer; it is then called as
+            layer(hidden, step). Chapter 8 has one that looks at images.
     """
 
-    def __init__(self, config, cross_layer=None):
+    def __init__(self, config, make_layer=DecoderLayer):
         super().__init__()
         self.config = config
         rows = config.vocab_size + config.num_extra_embeddings
         self.embed_tokens = nn.Embedding(rows, config.hidden_size)
         self.layers = nn.ModuleList(
-            (cross_layer if i in config.cross_attention_layers else DecoderLayer)(
-                config, i
-            )
-            for i in range(config.num_hidden_layers)
+            make_layer(config, i) for i in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self._frequencies = {}  # by device; not a buffer, so that no cast can round it
 
-    def forward(self, tokens, cache=None, positions=None, mask=None, vision=None):
+    def forward(
+        self,
+        tokens,
+        cache=None,
+        positions=None,
+        mask=None,
+        vision=None,
+        embeddings=None,
+    ):
         """Hidden states of every token.
 
         Args:
-            tokens: int [B, T].
+            tokens: int [B, T]; None with `embeddings`.
             cache: KVCache that holds the earlier tokens, or None if there are none.
             positions: int [B, T]; None if every row continues where the cache ends,
                 whose length then grows by T. With positions, the caller keeps it.
@@ -170,29 +199,27 @@ class TextModel(nn.Module):
                 a token attends to all slots up to its own position.
             vision: what the cross-attention layers look at (chapter 8); None skips
                 these layers.
+            embeddings: [B, T, D], what enters the first layer instead of the rows of
+                the embedding, for what is no token.
 
         Returns:
             [B, T, D], after the final norm.
         """
-        length, here = tokens.shape[1], positions
+        hidden = self.embed_tokens(tokens) if embeddings is None else embeddings
+        device, length, here = hidden.device, hidden.shape[1], positions  # [B, T, D]
         if positions is None:
             start = 0 if cache is None else cache.length
-            here = torch.arange(start, start + length, device=tokens.device)[None]
+            here = torch.arange(start, start + length, device=device)[None]
             if mask is None and start > 0 and length > 1:
-                mask = causal_mask(length, start + length, tokens.device)[None, None]
+                mask = causal_mask(length, start + length, device)[None, None]
         elif mask is None and cache is not None:
             end = cache.window or cache.length + length
-            slots = torch.arange(end, device=tokens.device)
+            slots = torch.arange(end, device=device)
             mask = (slots <= positions[:, :, None])[:, None]  # [B, 1, T, S]
-        cos, sin = rope_cos_sin(
-            self.frequencies(tokens.device), here[:, None]
-        )  # [B or 1, 1, T, E/2]
-        hidden = self.embed_tokens(tokens)  # [B, T, D]
-        for i, layer in enumerate(self.layers):
-            if i not in self.config.cross_attention_layers:
-                hidden = layer(hidden, cos, sin, cache, positions, mask)
-            elif vision is not None:
-                hidden = layer(hidden, vision)
+        cos, sin = rope_cos_sin(self.frequencies(device), here[:, None])
+        step = Step(cos, sin, cache, positions, mask, vision)
+        for layer in self.layers:
+            hidden = layer(hidden, step)
         if cache is not None and positions is None:
             cache.length += length
         return self.norm(hidden)
@@ -213,13 +240,13 @@ class LanguageModel(nn.Module):
 
     Args:
         config: TextConfig; `tie_word_embeddings` makes the head the embedding itself.
-        cross_layer: see `TextModel`.
+        make_layer: see `TextModel`.
     """
 
-    def __init__(self, config, cross_layer=None):
+    def __init__(self, config, make_layer=DecoderLayer):
         super().__init__()
         self.config = config
-        self.model = TextModel(config, cross_layer)
+        self.model = TextModel(config, make_layer)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie_weights()
 
@@ -229,33 +256,27 @@ class LanguageModel(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(
-        self, tokens, cache=None, positions=None, mask=None, vision=None, only=None
+        self,
+        tokens,
+        cache=None,
+        positions=None,
+        mask=None,
+        vision=None,
+        logits_at=None,
+        embeddings=None,
     ):
         """Logits of the next token.
 
         Args:
-            tokens, cache, positions, mask, vision: see `TextModel.forward`.
-            only: int [B], for each row the one token whose logits are wanted; None for
-                all. The head of the 11B costs as much as two layers.
+            tokens, cache, positions, mask, vision, embeddings: see `TextModel.forward`.
+            logits_at: int [B], for each row the one token whose logits are wanted; None
+                for all. The head of the 11B costs as much as two layers.
 
         Returns:
-            fp32 [B, T, W], or [B, 1, W] with `only`.
+            fp32 [B, T, W], or [B, 1, W] with `logits_at`.
         """
-        hidden = self.model(tokens, cache, positions, mask, vision)
-        if only is not None:
+        hidden = self.model(tokens, cache, positions, mask, vision, embeddings)
+        if logits_at is not None:
             rows = torch.arange(len(hidden), device=hidden.device)
-            hidden = hidden[rows, only][:, None]  # [B, 1, D]
+            hidden = hidden[rows, logits_at][:, None]  # [B, 1, D]
         return self.lm_head(hidden).float()
-
-    def new_cache(self, batch, capacity):
-        """An empty KVCache for this model: `batch` rows of up to `capacity` tokens."""
-        config, weight = self.config, self.model.embed_tokens.weight
-        return KVCache(
-            config.self_attention_layers,
-            batch,
-            config.num_key_value_heads,
-            capacity,
-            config.head_dim,
-            weight.dtype,
-            weight.device,
-        )

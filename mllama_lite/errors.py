@@ -6,6 +6,7 @@ Introduced in chapter 1, notebooks/01_tokenizer.ipynb, and raised by every modul
 
 import reprlib
 
+
 MOST_DETAILS = 20  # lines below the sentence of an InputError
 _values = reprlib.Repr()
 _values.maxstring = _values.maxother = _values.maxlong = 80

@@ -10,8 +10,9 @@ from numbers import Real
 
 import torch
 
+from mllama_lite.attention import KVCache
 from mllama_lite.cross_attention import visible_ranges
-from mllama_lite.errors import InputError
+from mllama_lite.errors import InputError, shown
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,10 @@ class Sampling:
             ),
         ):
             value = getattr(self, name)
-            if not (isinstance(value, kind) and fits(value)):
+            fitting = isinstance(value, kind) and not isinstance(value, bool)
+            if not (fitting and fits(value)):
                 raise InputError(
-                    f"{name} is {value!r}: expected {expected}; change it."
+                    f"{name} is {shown(value)}: expected {expected}; change it."
                 )
 
 
@@ -111,7 +113,13 @@ class Sampler:
             self.generator.manual_seed(sampling.seed)
 
     def __call__(self, logits):
-        """fp32 [B, W] to int [B]."""
+        """fp32 [B, W] to int [B]. InputError if a row's largest is no finite number."""
+        if not logits.amax(dim=-1).isfinite().all():
+            raise InputError(
+                "The model's logits are not finite: expected numbers; its weights or "
+                "an adapter's are damaged, or the dtype is too small, as float16 can "
+                "be: load it anew, or in bfloat16."
+            )
         if self.sampling.temperature == 0:
             return logits.argmax(dim=-1)
         probs = probabilities(logits, self.sampling)
@@ -121,7 +129,7 @@ class Sampler:
 class Session:
     """Sequences in progress: what a model keeps from one token to the next.
 
-    The cache holds the tokens, the memory the images, and neither is ever computed
+    One cache holds the tokens, the other the images, and neither is ever computed
     again. Rows may have different lengths; slot j of the cache is position j.
 
     Args:
@@ -133,9 +141,9 @@ class Session:
 
     def __init__(self, model, batch, capacity, static=False):
         self.model = model
-        self.cache = model.language_model.new_cache(batch, capacity)
+        self.cache = KVCache(capacity)
         self.cache.window = capacity if static else None
-        self.memory = None
+        self.vision_cache = None
         self.num_images = [0] * batch
         self.lengths = [0] * batch
         self._later = None  # what every token after the prompt sees
@@ -166,17 +174,18 @@ class Session:
         for i, row in enumerate(new):
             tokens[i, : len(row)] = torch.tensor(row)
         self.cache.reserve(self.cache.length + length)
-        vision = self.memory and self.memory.context(ranges, starts, length)
-        only = torch.tensor([len(row) - 1 for row in new], device=device)
+        seen = self.vision_cache
+        vision = seen and seen.context(ranges, starts, length)
+        last = torch.tensor([len(row) - 1 for row in new], device=device)
         static, self.cache.window = self.cache.window is not None, None
         positions = self._positions(torch.tensor(starts), length)
         logits = self.model(
-            tokens.to(device), self.cache, positions, None, vision, only
+            tokens.to(device), self.cache, positions, None, vision, last
         )
         self.lengths = [len(row) for row in rows]
         self.cache.length = max(self.lengths)
         self.cache.window = self.cache.capacity if static else None
-        self._later = self.memory and self.memory.context(ranges, self.lengths, 1)
+        self._later = seen and seen.context(ranges, self.lengths, 1)
         self._next = torch.tensor(self.lengths, device=device)  # [B]
         return logits[:, 0]
 
@@ -207,17 +216,17 @@ class Session:
         return starts.to(self.model.device)[:, None] + steps
 
     def _see(self, images):
-        """Encode the new images of each row and remember them."""
+        """Encode the new images of each row and keep what text looks at."""
         if not any(images):
             return
-        if self.memory is not None and len(images) > 1:
+        if self.vision_cache is not None and len(images) > 1:
             raise ValueError("images that come later are for a session of one row")
-        new = self.model.see(images)
-        self.memory = new if self.memory is None else self.memory.extended(new)
+        new, old = self.model.vision_cache(images), self.vision_cache
+        self.vision_cache = new if old is None else old.extended(new)
         self.num_images = [n + len(row) for n, row in zip(self.num_images, images)]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     model,
     rows,

@@ -74,15 +74,12 @@ class VisionModel(LocalVision):
         num_tiles = counts[aspect_ratio_ids.cpu()]  # [N]
         if len(num_tiles.unique()) == 1:
             return self.encode(pixel_values, aspect_ratio_ids, num_tiles[0].item())
-        config = self.config
-        shape = (len(pixel_values), config.max_num_tiles, config.num_patches)
-        features = pixel_values.new_empty(*shape, config.vision_output_dim)
+        parts, places = [], []
         for count in num_tiles.unique().tolist():
             same = (num_tiles == count).nonzero()[:, 0].to(pixel_values.device)
-            features[same] = self.encode(
-                pixel_values[same], aspect_ratio_ids[same], count
-            )
-        return features
+            parts.append(self.encode(pixel_values[same], aspect_ratio_ids[same], count))
+            places.append(same)
+        return torch.cat(parts)[torch.cat(places).argsort()]
 
     def encode(self, pixel_values, aspect_ratio_ids, num_tiles):
         """`forward` for images that all have `num_tiles` valid tiles."""

@@ -123,7 +123,7 @@ class VisionAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
         size = config.hidden_size
-        self.num_heads = config.attention_heads
+        self.head_dim = size // config.attention_heads
         self.q_proj = nn.Linear(size, size, bias=False)
         self.k_proj = nn.Linear(size, size, bias=False)
         self.v_proj = nn.Linear(size, size, bias=False)
@@ -142,7 +142,7 @@ class VisionAttention(nn.Module):
         Returns:
             [N, V, D].
         """
-        heads = (self.num_heads, -1)
+        heads = (-1, self.head_dim)
         query = self.q_proj(x).unflatten(-1, heads).transpose(1, 2)  # [N, H, V, E]
         key = self.k_proj(x).unflatten(-1, heads).transpose(1, 2)  # [N, H, V, E]
         value = self.v_proj(x).unflatten(-1, heads).transpose(1, 2)  # [N, H, V, E]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from mllama_lite.cross_attention import CrossAttentionLayer, VisionCache
+from mllama_lite.cross_attention import VisionCache, make_layer, visible_ranges
 from mllama_lite.decoder import LanguageModel, TextConfig
 from mllama_lite.global_vision import VisionModel
 from mllama_lite.local_vision import VisionConfig
@@ -48,17 +48,17 @@ class Mllama(nn.Module):
             self.vision_model = VisionModel(config.vision)
             width = config.vision.vision_output_dim
             self.multi_modal_projector = nn.Linear(width, config.text.hidden_size)
-        self.language_model = LanguageModel(config.text, CrossAttentionLayer)
+        self.language_model = LanguageModel(config.text, make_layer)
 
     @property
     def dtype(self):
-        """dtype of the parameters."""
-        return self.language_model.lm_head.weight.dtype
+        """dtype of what runs through the layers: that of the last norm."""
+        return self.language_model.model.norm.weight.dtype
 
     @property
     def device(self):
         """device of the parameters."""
-        return self.language_model.lm_head.weight.device
+        return self.language_model.model.norm.weight.device
 
     @property
     def cross_attention_layers(self):
@@ -86,7 +86,7 @@ class Mllama(nn.Module):
             for image, one in zip(features, tiles)
         ]
 
-    def see(self, rows):
+    def vision_cache(self, rows):
         """Encode all images of a batch and compute their keys and values, once.
 
         Args:
@@ -99,21 +99,46 @@ class Mllama(nn.Module):
             return None
         encoded = iter(self.encode_images([one for row in rows for one in row]))
         images = [[next(encoded) for _ in row] for row in rows]
-        return VisionCache.of(self.cross_attention_layers, images)
+        return VisionCache.from_images(self.cross_attention_layers, images)
+
+    def vision_context(self, rows, tiles):
+        """What the tokens of whole rows see: images encoded, and who looks at which.
+
+        Args:
+            rows: list of B lists of token ids, images as `image_token_index`.
+            tiles: for each row, the list of its Tiles, maybe empty.
+
+        Returns:
+            VisionContext for T tokens, the longest row's; None without images.
+        """
+        cache = self.vision_cache(tiles)
+        if cache is None:
+            return None
+        ranges = [visible_ranges(row, self.config.image_token_index) for row in rows]
+        return cache.context(ranges, [0] * len(rows), max(map(len, rows)))
 
     def forward(
-        self, tokens, cache=None, positions=None, mask=None, vision=None, only=None
+        self,
+        tokens,
+        cache=None,
+        positions=None,
+        mask=None,
+        vision=None,
+        logits_at=None,
+        embeddings=None,
     ):
         """Logits of the next token; see `LanguageModel.forward`.
 
         Args:
             tokens: int [B, T], images as `image_token_index`.
-            vision: VisionContext of `VisionCache.context`; None without images.
+            vision: VisionContext, see `vision_context`; None without images.
 
         Returns:
-            fp32 [B, T, W], or [B, 1, W] with `only`.
+            fp32 [B, T, W], or [B, 1, W] with `logits_at`.
         """
-        return self.language_model(tokens, cache, positions, mask, vision, only)
+        return self.language_model(
+            tokens, cache, positions, mask, vision, logits_at, embeddings
+        )
 
 
 class _SkipInitialValues(TorchFunctionMode):

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mllama_lite.errors import InputError
 
+
 # Mean and standard deviation of red, green, blue over CLIP's training images, 0 to 1.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -135,6 +136,14 @@ def image_to_tiles(image, tile_size, max_tiles=4):
     pixel_values = torch.zeros(max_tiles, 3, tile_size, tile_size)  # [K, 3, S, S]
     pixel_values[: len(tiles)] = tiles
     return Tiles(pixel_values, canvases(max_tiles).index(canvas) + 1, canvas)
+
+
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+def is_picture_name(text: str) -> bool:
+    """Whether a text is surely meant as the name of a picture: one word that ends so."""
+    return text.lower().endswith(PICTURE_ENDINGS) and len(text.split()) == 1
 
 
 def open_image(source):

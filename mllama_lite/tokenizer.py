@@ -11,12 +11,14 @@ import binascii
 import codecs
 import json
 from collections import Counter
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import tiktoken
 
-from mllama_lite.errors import InputError
+from mllama_lite.errors import InputError, shown
 
 
 def bpe_merge(word, ranks):
@@ -262,6 +264,17 @@ def split_long_text(text):
     return pieces
 
 
+@dataclass(frozen=True)
+class ImagePart:
+    """An image among the parts of a message, in whatever form the caller keeps it.
+
+    Attributes:
+        source: a path, bytes, a PIL image, or None where only its place matters.
+    """
+
+    source: Any = None
+
+
 class Tokenizer:
     """Llama 3's tokenizer: text to token ids and back.
 
@@ -395,25 +408,32 @@ class Tokenizer:
 
         Args:
             role: "system", "user", "assistant" or "tool".
-            content: a string, or a list whose items are strings (text) and anything
-                else (an image, in whatever form the caller keeps it).
+            content: text, or a list of parts. A part is text, an ImagePart, or one
+                of the dicts that others use: {"type": "text", "text": ...} and
+                {"type": "image", "image": ...}.
 
         Returns:
             (ids, images): token ids with `image_id` in the place of every image, and
-            the images in order.
+            the sources of the images in order.
 
         Raises:
-            InputError: an unknown role.
+            InputError: an unknown role; a part of another kind, such as audio.
 
         Source: llama_models/llama3/chat_format.py, `ChatFormat.encode_message`.
         """
         ids, images = self.encode_header(role), []
-        for item in content if isinstance(content, list) else [content]:
-            if isinstance(item, str):
-                ids += self.encode(item)
-            else:
-                ids.append(self.image_id)
-                images.append(item)
+        for part in content if isinstance(content, list) else [content]:
+            match part:
+                case str(text) | {"type": "text", "text": str(text)}:
+                    ids += self.encode(text)
+                case ImagePart(source) | {"type": "image", "image": source}:
+                    ids.append(self.image_id)
+                    images.append(source)
+                case _:
+                    raise InputError(
+                        f"A part of a message is {shown(part)}: expected text or an "
+                        "image; write text as a string and an image as ImagePart(...)."
+                    )
         return ids + [self.special["<|eot_id|>"]], images
 
     def encode_chat(self, messages):

@@ -5,16 +5,24 @@ Built in chapter 10, notebooks/10_inference.ipynb.
 """
 
 import weakref
+from collections.abc import Callable, Iterator
+from os import PathLike
 
 import torch
 
 from mllama_lite.checkpoints.hub import find_folder, find_tokenizer
-from mllama_lite.checkpoints.loading import load_model, open_checkpoint
-from mllama_lite.cross_attention import visible_ranges
+from mllama_lite.checkpoints.loading import (
+    Checkpoint,
+    LoadReport,
+    load_model,
+    open_checkpoint,
+)
 from mllama_lite.devices import find_device, find_dtype
-from mllama_lite.errors import InputError
+from mllama_lite.errors import InputError, shown
 from mllama_lite.generation import Sampling, Session, generate
-from mllama_lite.tiles import image_to_tiles, open_image
+from mllama_lite.model import Mllama
+from mllama_lite.tiles import image_to_tiles, is_picture_name, open_image
+from mllama_lite.tokenizer import ImagePart, Tokenizer
 
 
 class VLM:
@@ -24,15 +32,23 @@ class VLM:
         model: Mllama.
         tokenizer: Tokenizer, or None: `logits` and `generate` work without, `ask` not.
         report: LoadReport, what loading found.
+        session: called as session(model, batch, capacity) for every Session; another
+            one can run the model compiled, or elsewhere.
 
     Attributes:
-        model, tokenizer, report: as given.
+        model, tokenizer, report, session: as given.
         config: MllamaConfig.
     """
 
-    def __init__(self, model, tokenizer=None, report=None):
+    def __init__(
+        self,
+        model: Mllama,
+        tokenizer: Tokenizer | None = None,
+        report: LoadReport | None = None,
+        session: Callable[[Mllama, int, int], Session] = Session,
+    ):
         self.model, self.tokenizer, self.report = model, tokenizer, report
-        self.config = model.config
+        self.session, self.config = session, model.config
         if tokenizer and tokenizer.vocab_size != self.config.text.vocab_size:
             raise InputError(
                 f"The tokenizer has {tokenizer.vocab_size} tokens: expected "
@@ -40,14 +56,15 @@ class VLM:
                 "came with it."
             )
 
-    def ask(self, images, question=None, max_new_tokens=256, **sampling):
+    def ask(
+        self, question: str, images=None, max_new_tokens: int = 256, **sampling
+    ) -> str:
         """Ask about one image, several, or none, and wait for the answer.
 
         Args:
+            question: text; special tokens spelled in it stay text.
             images: a path, bytes, a PIL image, a list of these, or None. Images are
-                shown to the model as a viewer would show them.
-            question: text; special tokens spelled in it stay text. With one argument,
-                that is the question.
+                shown to the model as a viewer would show them, before the question.
             max_new_tokens: of the answer, at most.
             **sampling: `temperature`, `top_k`, `top_p`, `min_p`, `seed`: see Sampling.
 
@@ -55,19 +72,22 @@ class VLM:
             str.
 
         Raises:
-            InputError: see `open_image`, `Sampling`; an empty question; no tokenizer;
-                images for a text-only model; a prompt longer than the context.
+            InputError: see `open_image`, `Sampling`; an empty question, or the name of
+                a picture in its place; no tokenizer; images for a text-only model; a
+                prompt longer than the context; logits that are no numbers.
         """
-        return "".join(self.stream(images, question, max_new_tokens, **sampling))
+        return "".join(self.stream(question, images, max_new_tokens, **sampling))
 
-    def stream(self, images, question=None, max_new_tokens=256, **sampling):
+    def stream(
+        self, question: str, images=None, max_new_tokens: int = 256, **sampling
+    ) -> Iterator[str]:
         """As `ask`, but yields the answer in pieces as it is written.
 
         Everything is checked when this is called, not when the first piece is taken.
         """
-        return self.conversation().stream(images, question, max_new_tokens, **sampling)
+        return self.conversation().stream(question, images, max_new_tokens, **sampling)
 
-    def conversation(self, system=None):
+    def conversation(self, system: str | None = None) -> "Conversation":
         """Begin a conversation of several turns, whose caches are kept.
 
         Args:
@@ -79,8 +99,8 @@ class VLM:
         """
         return Conversation(self, system)
 
-    @torch.inference_mode()
-    def logits(self, tokens, images=()):
+    @torch.no_grad()
+    def logits(self, tokens, images=()) -> torch.Tensor:
         """What the model expects after every token of a given text.
 
         Args:
@@ -95,10 +115,7 @@ class VLM:
                 reverse; a text longer than the context.
         """
         (row,), (tiles,) = self._prepared([tokens], [images], 0)
-        memory = self.model.see([tiles])
-        vision = memory and memory.context(
-            [visible_ranges(row, self._image_id)], [0], len(row)
-        )
+        vision = self.model.vision_context([row], [tiles])
         device_tokens = torch.tensor([row], device=self.model.device)  # [1, T]
         return self.model(device_tokens, vision=vision)[0]
 
@@ -135,11 +152,15 @@ class VLM:
         """
         settings = _settings(max_new_tokens, sampling, fewest=0)
         rows, tiles = self._prepared(rows, images, max_new_tokens)
-        stops = self._stop_ids if stop_ids is None else stop_ids
-        results = [[] for _ in rows]
+        stops = self._stop_ids if stop_ids is None else set(_as_ids(stop_ids))
+        results: list[list[int]] = [[] for _ in rows]
         if not rows:
             return results
-        for ids in generate(self.model, rows, tiles, max_new_tokens, stops, settings):
+        longest = max(map(len, rows)) + max_new_tokens
+        session = self.session(self.model, len(rows), longest)
+        for ids in generate(
+            self.model, rows, tiles, max_new_tokens, stops, settings, session
+        ):
             for result, id in zip(results, ids):
                 if id is not None:
                     result.append(id)
@@ -213,19 +234,20 @@ class VLM:
 def _as_ids(row):
     """A row of token ids as a list of ints."""
     row = row.tolist() if isinstance(row, torch.Tensor) else row
-    if not isinstance(row, (list, tuple)) or any(type(id) is not int for id in row):
+    row = list(row) if isinstance(row, (tuple, set, frozenset)) else row
+    if not isinstance(row, list) or any(type(id) is not int for id in row):
         raise InputError(
-            f"Tokens are {str(row)[:40]!r}: expected a list of whole numbers; encode "
-            "text with the tokenizer first."
+            f"Tokens are {shown(row)}: expected a list of whole numbers; encode text "
+            "with the tokenizer first."
         )
-    return list(row)
+    return row
 
 
 def _settings(max_new_tokens, sampling, fewest=1):
     """Sampling from keyword arguments; the length of the answer is checked as well."""
     if type(max_new_tokens) is not int or max_new_tokens < fewest:
         raise InputError(
-            f"max_new_tokens is {max_new_tokens!r}: expected a whole number, {fewest} "
+            f"max_new_tokens is {shown(max_new_tokens)}: expected a whole number, {fewest} "
             "or more; change it."
         )
     unknown = sampling.keys() - Sampling.__dataclass_fields__.keys()
@@ -237,8 +259,30 @@ def _settings(max_new_tokens, sampling, fewest=1):
     return Sampling(**sampling)
 
 
+def _check_question(question):
+    """Text is asked first; pictures, or the name of one, are not what was meant."""
+    example = "ask('What is this?', 'photo.jpg')"
+    if not isinstance(question, str):
+        raise InputError(
+            f"The question is {shown(question)}: expected text first and the pictures "
+            f"after it; write {example}."
+        )
+    if not question.strip():
+        raise InputError(
+            f"The question is {shown(question)}: expected some text; write what you "
+            "want to know."
+        )
+    if is_picture_name(question):
+        raise InputError(
+            f"The question is {shown(question)}, the name of a picture: expected text "
+            f"first and the pictures after it; write {example}."
+        )
+
+
 class Conversation:
     """Several turns with one model; earlier turns are never computed again.
+
+    For one thread at a time. Several conversations can share a model.
 
     Args:
         vlm: VLM with a tokenizer.
@@ -251,7 +295,7 @@ class Conversation:
         InputError: the model has no tokenizer.
     """
 
-    def __init__(self, vlm, system=None):
+    def __init__(self, vlm: VLM, system: str | None = None):
         if vlm.tokenizer is None:
             raise InputError(
                 "The model's folder has no tokenizer: expected tokenizer.model or "
@@ -266,35 +310,36 @@ class Conversation:
         self._session = None
         self._writing = lambda: None  # the answer that is being written, or None
 
-    def ask(self, images, question=None, max_new_tokens=256, **sampling):
+    def ask(
+        self, question: str, images=None, max_new_tokens: int = 256, **sampling
+    ) -> str:
         """One turn; see `VLM.ask`."""
-        return "".join(self.stream(images, question, max_new_tokens, **sampling))
+        return "".join(self.stream(question, images, max_new_tokens, **sampling))
 
-    def stream(self, images, question=None, max_new_tokens=256, **sampling):
+    def stream(
+        self, question: str, images=None, max_new_tokens: int = 256, **sampling
+    ) -> Iterator[str]:
         """One turn, in pieces; see `VLM.stream`.
 
         The turn begins when the first piece is taken. A later question ends an answer
-        that is still being written; what was written of it is kept.
+        that is still being written; what was written of it is kept. A question that is
+        refused ends nothing.
         """
-        if question is None and isinstance(images, str):
-            images, question = None, images
-        if not isinstance(question, str) or not question.strip():
-            raise InputError(
-                f"The question is {question!r}: expected some text; write what you "
-                "want to know."
-            )
+        _check_question(question)
         if not isinstance(images, (list, tuple)):
             images = [] if images is None else [images]
         settings = _settings(max_new_tokens, sampling)
-        if (earlier := self._writing()) is not None:
-            earlier.close()
         turn, _ = self.tokenizer.encode_message(
-            "user", [*map(_Image, images), question]
+            "user", [*map(ImagePart, images), question]
         )
         header = self.tokenizer.encode_header("assistant")
-        prompt = self.tokens + turn + header
+        earlier = self._writing()
+        end = [] if earlier is None else self._end()
+        prompt = self.tokens + end + turn + header
         self.vlm._check(prompt, len(self.tiles) + len(images), max_new_tokens)
         tiles = self.tiles + [self.vlm._tiles(open_image(image)) for image in images]
+        if earlier is not None:
+            earlier.close()
         answer = self._answer(prompt, tiles, max_new_tokens, settings)
         self._writing = weakref.ref(answer)  # a dropped answer frees its memory at once
         return answer
@@ -303,7 +348,7 @@ class Conversation:
         """Stream an answer; what was written is kept, also when it is cut off."""
         model, stops = self.vlm.model, self.tokenizer.stop_ids
         if self._session is None:
-            self._session = Session(model, 1, len(prompt) + max_new_tokens)
+            self._session = self.vlm.session(model, 1, len(prompt) + max_new_tokens)
         self.tokens, self.tiles = prompt, tiles
         steps = generate(
             model,
@@ -317,8 +362,12 @@ class Conversation:
         try:
             yield from self.tokenizer.stream(self._written(steps))
         finally:
-            if self.tokens[-1] not in stops:
-                self.tokens.append(self.tokenizer.special["<|eot_id|>"])
+            self.tokens += self._end()
+
+    def _end(self):
+        """The token that ends the last turn, in a list that is empty if it has one."""
+        ended = self.tokens[-1] in self.tokenizer.stop_ids
+        return [] if ended else [self.tokenizer.special["<|eot_id|>"]]
 
     def _written(self, steps):
         for (id,) in steps:
@@ -326,19 +375,18 @@ class Conversation:
             yield id
 
 
-class _Image:
-    """Stands for an image in a message, so that a path is not read as text."""
-
-    def __init__(self, source):
-        self.source = source
-
-
-def load(model=None, device=None, dtype=None, progress=None):
+def load(
+    model: str | PathLike | Checkpoint | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> VLM:
     """Load a model by hub id or folder, in the hub's layout or Meta's.
 
     Args:
-        model: "organisation/name", or the path of a folder; None for the small trained
-            model that the package ships (chapter 11).
+        model: "organisation/name", the path of a folder, or a Checkpoint opened by
+            `open_checkpoint`; None for the small trained model that the package ships
+            (chapter 11).
         device: "cpu", "cuda", "cuda:1", …; None for CUDA if there is one.
         dtype: "bfloat16", "float16", "float32" or a torch dtype; None as it is stored.
         progress: see `load_model`.
@@ -350,7 +398,9 @@ def load(model=None, device=None, dtype=None, progress=None):
         InputError: see `download`, `load_model`; a device or dtype that isn't there.
     """
     device, dtype = find_device(device), find_dtype(dtype)
-    folder = find_folder(model)
-    checkpoint, tokenizer = open_checkpoint(folder), find_tokenizer(folder)
+    checkpoint = model
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = open_checkpoint(find_folder(model))
+    tokenizer = find_tokenizer(checkpoint.folder)
     loaded, report = load_model(checkpoint, device, dtype, progress)
     return VLM(loaded, tokenizer, report)

@@ -76,7 +76,7 @@ def batch_logits(model, rows, images):
     """Our logits for all tokens of a batch, [B, T, W]; short rows are padded with 0."""
     length = max(map(len, rows))
     tokens = torch.tensor([row + [0] * (length - len(row)) for row in rows])
-    memory = model.see(tiles_of(model.config, images))
+    memory = model.vision_cache(tiles_of(model.config, images))
     ranges = [visible_ranges(row, model.config.image_token_index) for row in rows]
     vision = memory and memory.context(ranges, [0] * len(rows), length)
     return model(tokens, vision=vision)

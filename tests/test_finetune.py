@@ -265,7 +265,7 @@ def test_the_model_itself_sees_with_gradients(data):
     batch = make_batch(read(data, vlm), TOKENIZER, vlm.config)
     named = {n: p for n, p in vlm.model.named_parameters() if p.requires_grad}
     results = []
-    for memory in (see(vlm.model, batch.images), vlm.model.see(batch.images)):
+    for memory in (see(vlm.model, batch.images), vlm.model.vision_cache(batch.images)):
         tensors = [*memory.keys.values(), *memory.values.values()]
         total = sum((t * torch.arange(t.shape[2])[:, None]).sum() for t in tensors)
         found = torch.autograd.grad(total, [*named.values()], allow_unused=True)

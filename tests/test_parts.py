@@ -385,7 +385,7 @@ def test_cross_attention_layer(all_models, proof):
         masks = _pad_masks([[list(r) for r in ranges[0]]], counts, 9, 4)
         mask, rows = text._get_xattn_mask(9, "cpu", torch.float32, vision, masks)
         images = [vision[0, i, : counts[0][i]].flatten(0, 1) for i in range(3)]
-        memory = VisionCache.of(ours.cross_attention_layers, [images])
+        memory = VisionCache.from_images(ours.cross_attention_layers, [images])
         context = memory.context(ranges, [0], 9)
         assert context.mask is not None and context.sees is not None
         for theirs, mine in zip(
@@ -421,7 +421,7 @@ def test_masks_only_where_needed():
     """One image: no mask, and no row factor once all tokens see it."""
     layer = cases.models(1)[2].cross_attention_layers
     width = layer[0].cross_attn.k_proj.in_features
-    one = VisionCache.of(layer, [[torch.randn(10, width)]])
+    one = VisionCache.from_images(layer, [[torch.randn(10, width)]])
     context = one.context([[(1, None)]], [0], 5)
     assert context.mask is None and context.sees.flatten().tolist() == [False] + 4 * [
         True

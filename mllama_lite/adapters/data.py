@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mllama_lite.cross_attention import VisionCache, visible_ranges
 from mllama_lite.errors import InputError
 from mllama_lite.tiles import image_to_tiles, open_image
+from mllama_lite.tokenizer import ImagePart
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def encode_sample(tokenizer, messages, num_images=0):
     for message in messages:
         role, content = message["role"], message["content"]
         if role == "user":
-            content, num_images = [object()] * num_images + [content], 0
+            content, num_images = [ImagePart()] * num_images + [content], 0
         ids, _ = tokenizer.encode_message(role, content)
         given = len(tokenizer.encode_header(role)) if role == "assistant" else len(ids)
         tokens += ids
@@ -311,13 +311,11 @@ class Batch:
         tokens: int [B, T], padded on the right.
         labels: int [B, T], -100 on the padding too.
         images: for each row, the list of its Tiles.
-        ranges: for each row, what `visible_ranges` says.
     """
 
     tokens: torch.Tensor
     labels: torch.Tensor
     images: list
-    ranges: list
 
 
 def make_batch(samples, tokenizer, config):
@@ -349,32 +347,7 @@ def make_batch(samples, tokenizer, config):
         ]
         for sample in samples
     ]
-    ranges = [visible_ranges(sample.tokens, tokenizer.image_id) for sample in samples]
-    return Batch(tokens, labels, images, ranges)
-
-
-def see(model, images):
-    """`Mllama.see` for training: images with equally many tiles are encoded together.
-
-    Under autocast layers give fp32 where the weights are bf16, and the encoder gathers
-    images of different sizes in a tensor of the weights' dtype.
-
-    Args:
-        model: Mllama.
-        images: for each row of the batch, the list of its Tiles.
-
-    Returns:
-        VisionCache, or None if no row has an image.
-    """
-    every = [one for row in images for one in row]
-    if not every:
-        return None
-    encoded = {}
-    for count in {one.num_tiles for one in every}:
-        same = [one for one in every if one.num_tiles == count]
-        encoded |= zip(map(id, same), model.encode_images(same))
-    rows = [[encoded[id(one)] for one in row] for row in images]
-    return VisionCache.of(model.cross_attention_layers, rows)
+    return Batch(tokens, labels, images)
 
 
 def answer_logits(model, batch):
@@ -388,9 +361,7 @@ def answer_logits(model, batch):
         (logits fp32 [answers, W], labels int [answers]): all rows' answers in a row.
     """
     tokens, labels = batch.tokens.to(model.device), batch.labels.to(model.device)
-    memory = see(model, batch.images)
-    starts = [0] * len(tokens)
-    vision = memory and memory.context(batch.ranges, starts, tokens.shape[1])
+    vision = model.vision_context(batch.tokens.tolist(), batch.images)
     hidden = model.language_model.model(tokens, vision=vision)  # [B, T, D]
     wanted = labels >= 0
     # The head alone of 128,256 tokens a row would need more memory than the rest.

@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mllama_lite.errors import InputError
 from mllama_lite.adapters.lora import (
     LoRALinear,
     check_new_name,
@@ -24,6 +23,7 @@ from mllama_lite.adapters.lora import (
     train_only,
     use_adapters,
 )
+from mllama_lite.errors import InputError
 
 
 def hub_name(name):

@@ -14,6 +14,7 @@ from PIL import Image
 from mllama_lite.errors import InputError
 from mllama_lite.small_model.questions import Question, ask
 from mllama_lite.small_model.scenes import DIGITS, KINDS, SPLITS, draw_scene, load_masks
+from mllama_lite.tokenizer import ImagePart
 
 
 # What is counted apart: kinds of questions, and the numbers of things they are asked of
@@ -130,7 +131,7 @@ def answers(vlm, items, images="own", batch=64):
             elif images == "blank":
                 picture = Image.new("RGB", picture.size, "white")
             shown = [] if images == "none" else [picture]
-            content = [*shown, items[i].question.text]
+            content = [*map(ImagePart, shown), items[i].question.text]
             message = {"role": "user", "content": content}
             rows.append(vlm.tokenizer.encode_chat([message])[0])
             pictures.append(shown)

@@ -39,7 +39,7 @@ from mllama_lite.small_model.patches import (
 from mllama_lite.small_model.questions import UNKNOWN, WORDINGS, ask
 from mllama_lite.small_model.scenes import KINDS, draw_scene, load_masks
 from mllama_lite.tiles import canvases, image_to_tiles
-from mllama_lite.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
+from mllama_lite.tokenizer import NUM_SPECIAL_TOKENS, ImagePart, Tokenizer
 from mllama_lite.vlm import VLM
 
 
@@ -56,7 +56,7 @@ def encode_turns(tokenizer, questions, image=True):
     """
     tokens, labels = [tokenizer.bos_id], []
     for i, question in enumerate(questions):
-        content = [object(), question.text] if image and i == 0 else question.text
+        content = [ImagePart(), question.text] if image and i == 0 else question.text
         tokens += tokenizer.encode_message("user", content)[0]
         tokens += tokenizer.encode_header("assistant")
         labels += [-100] * (len(tokens) - 1 - len(labels))
@@ -248,10 +248,10 @@ def answer_loss(model, batch, vision):
     Returns:
         fp32 scalar.
     """
-    memory, times = vision.flatten(1, 2), len(batch.tokens) // len(vision)  # [N, V, D]
+    seen, times = vision.flatten(1, 2), len(batch.tokens) // len(vision)  # [N, V, D]
     keys, values = {}, {}
     for layer in model.cross_attention_layers:
-        key, value = layer.cross_attn.keys_and_values(memory)
+        key, value = layer.keys_and_values(seen)
         keys[layer.layer] = key.repeat_interleave(times, dim=0)  # [N·Q, G, V, E]
         values[layer.layer] = value.repeat_interleave(times, dim=0)
     context = VisionContext(keys, values, None, batch.sees)
