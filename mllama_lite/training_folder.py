@@ -1,3 +1,4 @@
+# Generated from notebooks/11_training.ipynb: edit there, or here and run `make update`.
 """The folder of a training: whose it is, one training at a time, a state that survives.
 
 Built in chapter 11, notebooks/11_training.ipynb, for this training and for that of
@@ -5,7 +6,6 @@ adapters.
 """
 
 import hashlib
-import io
 import json
 import os
 import zipfile
@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 
 from mllama_lite.errors import InputError, shown
+from mllama_lite.files import make_folder, system_errors, written_aside
+
 
 STATE, LOCK = "training.pt", "training.lock"
 OURS = (STATE, STATE + ".part", LOCK)
@@ -34,7 +36,7 @@ def check_out(out: str | PathLike) -> Path:
         raise InputError(
             f"The folder to train in is {shown(out)}: expected a path; name one."
         )
-    with writing_to(out):
+    with system_errors(out, "written"):
         out = Path(out)
         if out.exists() and not out.is_dir():
             raise InputError(
@@ -52,21 +54,6 @@ def check_out(out: str | PathLike) -> Path:
 
 
 @contextmanager
-def writing_to(path: str | PathLike) -> Iterator[None]:
-    """Within this block what the system refuses is an InputError that names the path."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a name that none can have
-        why = getattr(error, "strerror", None) or type(error).__name__
-        raise InputError(
-            f"{path} cannot be written to ({why}): expected a folder that can be made "
-            "and has room; choose another, or make room."
-        ) from None
-
-
-@contextmanager
 def only_training(out: Path) -> Iterator[None]:
     """Within this block no other training can begin in the folder, which is made.
 
@@ -75,8 +62,8 @@ def only_training(out: Path) -> Iterator[None]:
     Raises:
         InputError: another training goes on there; the folder cannot be made.
     """
-    with writing_to(out):
-        out.mkdir(parents=True, exist_ok=True)
+    with system_errors(out, "written"):
+        make_folder(out)
         key, path = (os.getpid(), os.path.realpath(out)), out / LOCK
         if key in _held:
             raise _busy(out, os.getpid())
@@ -132,17 +119,9 @@ def _busy(out, owner):
 
 
 def save_state(path: Path, state: dict) -> None:
-    """Write a state with its checksum, aside and then renamed: none is half there.
-
-    Raises:
-        InputError: the disk is full, or the folder gone.
-    """
-    buffer = io.BytesIO()
-    torch.save(state | {"checksum": checksum(state)}, buffer)
-    part = path.with_name(path.name + ".part")
-    with writing_to(path.parent):
-        part.write_bytes(buffer.getbuffer())
-        os.replace(part, path)
+    """Write a state with its checksum; see `written_aside` for what it raises."""
+    with written_aside(path) as part:
+        torch.save(state | {"checksum": checksum(state)}, part)
 
 
 def load_state(

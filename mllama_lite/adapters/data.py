@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from mllama_lite.errors import InputError, shown
+from mllama_lite.files import system_errors
 from mllama_lite.model import Mllama, MllamaConfig
 from mllama_lite.tiles import image_to_tiles, open_image
 from mllama_lite.tokenizer import ImagePart, Tokenizer
@@ -167,7 +168,8 @@ LONGEST_LINE = 2**24  # bytes
 
 def lines_of(file: Path) -> Iterator[bytes]:
     """The lines of a file; of one that is too long, a little more than is allowed."""
-    with open(file, "rb") as opened:  # where a line feed alone ends a line
+    # Opened as bytes, where a line feed alone ends a line.
+    with system_errors(file, "read"), open(file, "rb") as opened:
         while line := opened.readline(LONGEST_LINE + 1):
             rest = line
             while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
@@ -416,9 +418,7 @@ def make_batch(
     return Batch(tokens, labels, images)
 
 
-def answer_logits(
-    model: Mllama, batch: Batch
-) -> tuple[torch.Tensor, torch.Tensor]:
+def answer_logits(model: Mllama, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """What a model expects where an answer's tokens follow.
 
     Args:

@@ -1,3 +1,4 @@
+# Generated from notebooks/13_finetuning.ipynb: edit there, or here and run `make update`.
 """What decides how a fine-tuning goes, and settings chosen for the model at hand.
 
 Built in chapter 13, notebooks/13_finetuning.ipynb.
@@ -12,6 +13,7 @@ from mllama_lite.adapters.data import Sample, answer_logits, make_batch
 from mllama_lite.errors import InputError, shown
 from mllama_lite.model import Mllama, MllamaConfig
 from mllama_lite.tokenizer import Tokenizer
+
 
 ALPHA = 2  # times the rank
 RATE = 2e-4 * 4096  # times 1 / width: what the 11B, 4096 wide, is fine-tuned with
@@ -102,6 +104,15 @@ class Recipe:
                 )
 
 
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """At one of the steps: up in a line, then down to almost 0 along half a cosine."""
+    rising = round(recipe.warmup * steps)
+    if step < rising:
+        return recipe.lr * (step + 1) / rising
+    done = (step - rising) / (steps - rising)
+    return recipe.lr * (1 + math.cos(math.pi * done)) / 2
+
+
 def chosen(recipe: Recipe, config: MllamaConfig, new_words: bool = False) -> Recipe:
     """The same recipe, with what it leaves open chosen for a model.
 
@@ -126,15 +137,6 @@ def chosen(recipe: Recipe, config: MllamaConfig, new_words: bool = False) -> Rec
     }
     missing = {name: v for name, v in found.items() if getattr(recipe, name) is None}
     return replace(recipe, **missing)
-
-
-def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """At one of the steps: up in a line, then down to almost 0 along half a cosine."""
-    rising = round(recipe.warmup * steps)
-    if step < rising:
-        return recipe.lr * (step + 1) / rising
-    done = (step - rising) / (steps - rising)
-    return recipe.lr * (1 + math.cos(math.pi * done)) / 2
 
 
 @torch.no_grad()

@@ -47,6 +47,7 @@ from mllama_lite.checkpoints.hub import find_folder, find_tokenizer
 from mllama_lite.checkpoints.loading import open_checkpoint
 from mllama_lite.devices import find_device, find_dtype, free_memory
 from mllama_lite.errors import InputError, shown
+from mllama_lite.files import system_errors, written_aside
 from mllama_lite.model import Mllama, empty_model
 from mllama_lite.training_folder import (
     STATE,
@@ -59,7 +60,6 @@ from mllama_lite.training_folder import (
     load_state,
     only_training,
     save_state,
-    writing_to,
 )
 from mllama_lite.vlm import VLM, load
 
@@ -449,7 +449,7 @@ def samples_checksum(*parts: list[Sample]) -> str:
     for sample in (sample for samples in parts for sample in samples):
         for path in sample.images:
             if path not in pictures:
-                with writing_to(path), open(path, "rb") as file:
+                with system_errors(path, "read"), open(path, "rb") as file:
                     pictures[path] = hashlib.file_digest(file, "sha256").hexdigest()
         names = [(path.name, pictures[path]) for path in sample.images]
         digest.update(repr((names, sample.tokens, sample.labels)).encode())
@@ -458,7 +458,7 @@ def samples_checksum(*parts: list[Sample]) -> str:
 
 def write_rows(path: Path, rows: list[dict], mode: str = "a") -> None:
     """Append rows of a history to a CSV file; mode "w" begins it."""
-    with writing_to(path.parent), open(path, mode, newline="") as file:
+    with system_errors(path, "written"), open(path, mode, newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if mode == "w":
             writer.writeheader()
@@ -470,7 +470,6 @@ def draw_loss(path: Path, history: list[dict]) -> None:
 
     It is made after the state is safe, and no training ends because of it.
     """
-    part = path.with_suffix(".part")
     try:
         from matplotlib.figure import Figure
 
@@ -481,10 +480,10 @@ def draw_loss(path: Path, history: list[dict]) -> None:
                 axes.plot(*zip(*points), style, label=column.replace("_", " "))
                 axes.legend()
         axes.set(xlabel="step", ylabel="loss")
-        axes.figure.savefig(part, format="png")
-        os.replace(part, path)
-    except Exception:
-        part.unlink(missing_ok=True)
+        with written_aside(path) as part:
+            axes.figure.savefig(part, format="png")
+    except Exception:  # a library of many parts, none of which the training needs
+        pass
 
 
 def run(
@@ -620,7 +619,7 @@ def finetune(
         finally:
             vlm.model.eval()
         if first:
-            with writing_to(out):
+            with system_errors(out, "written"):
                 save_adapter(vlm.model, out, base=None if given else model)
             if looked_at:
                 say(verdict(trainer, looked_at, before, told(vlm, looked_at)))

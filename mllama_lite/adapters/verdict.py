@@ -1,3 +1,4 @@
+# Generated from notebooks/13_finetuning.ipynb: edit there, or here and run `make update`.
 """What a fine-tuning has changed, in words: answers before and after, and a verdict.
 
 Built in chapter 13, notebooks/13_finetuning.ipynb.
@@ -10,6 +11,7 @@ from mllama_lite.adapters.recipe import Recipe
 from mllama_lite.tiles import open_image
 from mllama_lite.tokenizer import Tokenizer
 from mllama_lite.vlm import VLM
+
 
 SHOWN, LONGEST = 3, 64  # samples, and tokens of an answer
 
@@ -33,7 +35,9 @@ def last_turn(sample: Sample, tokenizer: Tokenizer) -> tuple[list[int], str, str
         first -= 1
     prompt = sample.tokens[: first + 2]
     head = tokenizer.encode_header("user")
-    begin = next(i for i in reversed(range(len(prompt))) if prompt[i:][: len(head)] == head)
+    begin = next(
+        i for i in reversed(range(len(prompt))) if prompt[i:][: len(head)] == head
+    )
     asked = prompt[begin + len(head) : -len(tokenizer.encode_header("assistant"))]
     words = [tokenizer.decode(ids, skip_special=True) for ids in (asked, answer)]
     return prompt, *words
@@ -106,7 +110,9 @@ def advice(trainer, factor: float) -> str:
     recipe: Recipe = trainer.recipe
     ways = [f"more steps (--steps {3 * trainer.steps})"]
     rate = recipe.lr * factor if factor > 1 else recipe.lr / 3
-    ways.append(f"a {'higher' if factor > 1 else 'lower'} learning rate (--lr {rate:.2g})")
+    ways.append(
+        f"a {'higher' if factor > 1 else 'lower'} learning rate (--lr {rate:.2g})"
+    )
     if "head" not in recipe.targets:
         ways.append(f"the head too (--targets {','.join(recipe.targets)},head)")
     return f"Try {', '.join(ways[:-1])} or {ways[-1]}, in another folder."

@@ -23,6 +23,7 @@ from mllama_lite.checkpoints.processor_files import write_processor_files
 from mllama_lite.cross_attention import VisionContext
 from mllama_lite.devices import find_device
 from mllama_lite.errors import InputError, shown
+from mllama_lite.files import system_errors, written_aside
 from mllama_lite.model import Mllama
 from mllama_lite.small_model.evaluation import answers, exact_match, held_out
 from mllama_lite.small_model.first_values import (
@@ -52,7 +53,6 @@ from mllama_lite.training_folder import (
     load_state,
     only_training,
     save_state,
-    writing_to,
 )
 from mllama_lite.vlm import VLM
 
@@ -544,9 +544,10 @@ def train(
             if progress:
                 progress(trainer)
         model = trainer.model.to(torch.bfloat16).eval()
-        with writing_to(folder):
+        with system_errors(folder, "written"):
             save_model(model, folder)
             write_processor_files(folder, trainer.ranks, model.config)
+        with written_aside(folder / "history.json") as part:
             history = json.dumps(trainer.history) + "\n"
-            (folder / "history.json").write_text(history, encoding="utf-8")
+            part.write_text(history, encoding="utf-8")
     return VLM(model, trainer.tokenizer)
