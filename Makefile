@@ -46,12 +46,11 @@ book: $(STAMP)
 	$(BIN)/python tools/pages.py _build/html
 	@echo "The book is built. Open $(CURDIR)/_build/html/index.html"
 
-# Two runs, because nbval needs options of its own; --dist loadfile keeps the
+# Two runs, because the notebooks need a plugin of their own; --dist loadfile keeps the
 # cells of one notebook in one kernel.
 test: $(STAMP)
 	$(BIN)/python -m pytest tests -q -n $(WORKERS)
-	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
-	  notebooks/ -q -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -p tests.outputs notebooks -q -n $(WORKERS) --dist loadfile
 
 notebooks: $(STAMP)
 	$(BIN)/python tools/notebooks.py --run
