@@ -11,6 +11,7 @@ number may differ where it is a rounding error or depends on one, and the cell s
   stored a if |a - b| <= absolute + relative * |a|. It holds for numbers with a point or an
   exponent and for percentages, as shares of 1; a whole number agrees if it is at most
   `counts` away, but not a total (`of 300`), and none is never some. What is not given is 0.
+  With `lines`, it holds for the lines that contain this text.
 
 A sign is never a matter of rounding, and the text between the numbers stays as it is, but
 for the spaces that line numbers up. nbval leaves out the bytes of PNG and JPEG.
@@ -65,12 +66,13 @@ class Cell(IPyNbCell):
         return super().compare_outputs(test, ref, skip_compare)
 
 
-def adopt(old: str, new: str, **tolerance: float) -> str:
+def adopt(old: str, new: str, lines: str = "", **tolerance: float) -> str:
     """A text with its numbers replaced by those of another where they agree.
 
     Args:
         old: the text as it is stored.
         new: the text as it came now.
+        lines: what a line contains if the tolerance holds for it.
         tolerance: `absolute`, `relative` and `counts`, see above.
 
     Returns:
@@ -80,8 +82,10 @@ def adopt(old: str, new: str, **tolerance: float) -> str:
     old_lines, new_lines = old.split("\n"), new.split("\n")
     if len(old_lines) != len(new_lines):
         return new
-    pairs = zip(old_lines, new_lines)
-    return "\n".join(adopt_line(*pair, **tolerance) for pair in pairs)
+    return "\n".join(
+        adopt_line(a, b, **(tolerance if lines in a else {}))
+        for a, b in zip(old_lines, new_lines)
+    )
 
 
 def adopt_line(old: str, new: str, **tolerance: float) -> str:

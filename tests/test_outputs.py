@@ -55,6 +55,7 @@ WRONG = {
     "nothing printed": ("share 0.94", None, SHARES),
     "something printed": (None, "share 0.94", SHARES),
     "spaces": ("a  1", "a 1", {}),
+    "another line": ("a 0.94\nb 0.55", "a 0.95\nb 0.55", {**SHARES, "lines": "b"}),
 }
 FINE = {
     "as it was": ("share 0.94", "share 0.94", {}),
@@ -68,6 +69,7 @@ FINE = {
     "a range": ("0.764-0.991", "0.774-0.981", SHARES),
     "a count": ("284 of 300", "281 of 300", COUNTS),
     "a thousand": ("1,002 right", "999 right", COUNTS),
+    "the line that may": ("a 0.94\nb 0.55", "a 0.94\nb 0.54", {**SHARES, "lines": "b"}),
     "an address": ("<A at 0x7f0012345678>", "<A at 0x7f0087654321>", {}),
 }
 
