@@ -14,7 +14,7 @@ TORCH_INDEX ?=
 test proof: export OMP_NUM_THREADS ?= 1
 
 .PHONY: help book test notebooks export update check bench costs proof model measure ablations \
-  skills clean
+  skills fuzz clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make measure    answer held-out questions with the shipped model"
 	@echo "make ablations  train the variants of the table in chapter 11 (hours)"
 	@echo "make skills     train the adapters of the table in chapter 14 (hours)"
+	@echo "make fuzz       throw ten million damaged files at the readers (hours)"
 	@echo "make proof      write the page 'What is proven' from the tests"
 	@echo "make clean      remove what was built (.venv stays)"
 
@@ -94,6 +95,11 @@ ablations: $(STAMP)
 skills: $(STAMP)
 	$(BIN)/python benchmarks/skills.py tune
 	$(BIN)/python benchmarks/skills.py train
+
+# Coverage-guided; hours for the ten million inputs that the page of proofs tells of.
+fuzz: $(STAMP)
+	$(BIN)/python -m pip install -q atheris
+	$(BIN)/python tools/fuzz.py
 
 proof: $(STAMP)
 	$(BIN)/python -m pytest tests -q --write-proof
