@@ -439,7 +439,7 @@ def progress(trainer):
 
 training.SAVE_EVERY = 20
 torch.set_num_threads({torch.get_num_threads()})
-training.train(sys.argv[1], pretrain.{LONGER}, progress, workers=0)
+training.train(sys.argv[1], training.{LONGER}, progress, workers=0)
 """
 
 
