@@ -310,8 +310,6 @@ def _train(options):
 
 def _finetune(options):
     _keep_freed_memory()
-    from functools import partial
-
     from mllama_lite.adapters.recipe import Recipe
     from mllama_lite.adapters.training import finetune
 
@@ -332,10 +330,18 @@ def _finetune(options):
         save_every=options.save_every,
         resume=options.resume,
         progress=_training_progress("loss", (1, 50)),
-        report=partial(print, file=sys.stderr),
+        report=_note,
     )
     if os.environ.get("RANK", "0") == "0":  # the first of several processes
         print(options.out)
+
+
+def _note(text, end="\n"):
+    """A line on standard error; no training ends because a log's disk is full."""
+    from contextlib import suppress
+
+    with suppress(OSError, ValueError):  # ValueError: it is closed
+        print(text, end=end, file=sys.stderr, flush=True)
 
 
 def _keep_freed_memory():
@@ -379,7 +385,7 @@ def _training_progress(name="answers", every=(10, 500)):
         text += f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
         start = "\r" if terminal else ""
         end = "" if terminal and done != total else "\n"
-        print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
+        _note(f"{start}{text}", end)
 
     return show
 
