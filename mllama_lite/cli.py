@@ -180,7 +180,7 @@ def _ask(options):
         # Not merged: small changes get lost in weights of 16 bits.
         load_adapter(vlm.model, options.adapter)
     settings["max_new_tokens"] = options.max_new_tokens
-    for piece in vlm.stream(images, options.question, **settings):
+    for piece in vlm.stream(options.question, images, **settings):
         print(piece, end="", flush=True)
     print()
     if options.show:

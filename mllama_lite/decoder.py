@@ -116,8 +116,8 @@ class Step:
         vision: VisionContext of chapter 8; None if no token sees an image.
     """
 
-    cos: torch.Tensor
-    sin: torch.Tensor
+    cos: torch.Tensor | None = None
+    sin: torch.Tensor | None = None
     cache: KVCache | None = None
     positions: torch.Tensor | None = None
     mask: torch.Tensor | None = None

@@ -144,7 +144,9 @@ def test_full_size_meta_layout(side, total, proof):
     assert config == MllamaConfig(vision=VisionConfig(image_size=side))
     conversions = meta_conversions(shapes_of(empty_model(config)), config)
     ours = {
-        source: shape for conversion in conversions.values() for source, shape in conversion.sources
+        source: shape
+        for conversion in conversions.values()
+        for source, shape in conversion.sources
     }
     wrong = len(ours.items() ^ theirs.items())
     assert sum(torch.Size(shape).numel() for shape in theirs.values()) == total

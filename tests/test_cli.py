@@ -177,7 +177,7 @@ def said(folder, *arguments):
 def test_without_a_model_the_small_one_answers(tmp_path):
     vlm = load(device="cpu")
     for images in ([], [PHOTO], [PHOTO, PHOTO]):
-        want = vlm.ask(images, "How many digits are there?", max_new_tokens=8)
+        want = vlm.ask("How many digits are there?", images, max_new_tokens=8)
         got = said(tmp_path, *images, "How many digits are there?")
         assert got == want + "\n"
     done = run("info")
@@ -190,7 +190,7 @@ def test_show_saves_a_picture_and_changes_no_answer(tmp_path, name):
     question = "How many digits are there?"
     got = said(tmp_path, PHOTO, question, "--show", name)
     vlm = load(device="cpu")
-    assert got == vlm.ask(PHOTO, question, max_new_tokens=8) + "\n"
+    assert got == vlm.ask(question, PHOTO, max_new_tokens=8) + "\n"
     drawn = Image.open(tmp_path / name)
     want = draw_looks(look(vlm, PHOTO, question, 8), vlm.config.vision)
     assert drawn.size == want.size and drawn.mode == "RGB"

@@ -28,6 +28,7 @@ from PIL import Image
 from mllama_lite import InputError, cli
 from mllama_lite.adapters import data as samples
 from mllama_lite.adapters.peft_files import load_adapter
+from mllama_lite.cross_attention import VisionCache
 from mllama_lite.decoder import TextConfig
 from mllama_lite.adapters.training import (
     COLUMNS,
@@ -51,8 +52,8 @@ from mllama_lite.adapters.data import (
     indices_of_step,
     make_batch,
     read_samples,
-    see,
 )
+from mllama_lite.tokenizer import ImagePart
 
 module = sys.modules["mllama_lite.adapters.training"]
 TOKENIZER = find_tokenizer(find_folder())
@@ -216,7 +217,7 @@ def test_labels_are_the_answers_and_their_ends(data):
         assert sample.num_answer_tokens == sum(label != -100 for label in sample.labels)
         # What `ask` gives the model to answer is how the sample begins.
         if messages[0]["role"] == "user":
-            content = [object()] * len(sample.images) + [messages[0]["content"]]
+            content = [ImagePart()] * len(sample.images) + [messages[0]["content"]]
             prompt, _ = TOKENIZER.encode_chat([{"role": "user", "content": content}])
             assert sample.tokens[: len(prompt)] == prompt
 
@@ -260,18 +261,25 @@ def test_gradients_reach_everything_that_is_adapted(data):
 
 
 def test_the_model_itself_sees_with_gradients(data):
-    """`Mllama.see` and `see` are the same, forward and backward."""
+    """Images of several sizes in a batch and one at a time, forward and backward."""
     vlm = adapted()
     batch = make_batch(read(data, vlm), TOKENIZER, vlm.config)
     named = {n: p for n, p in vlm.model.named_parameters() if p.requires_grad}
     results = []
-    for memory in (see(vlm.model, batch.images), vlm.model.vision_cache(batch.images)):
-        tensors = [*memory.keys.values(), *memory.values.values()]
+    every = [one for row in batch.images for one in row]
+    encoded = {id(one): vlm.model.encode_images([one])[0] for one in every}
+    alone = [[encoded[id(one)] for one in row] for row in batch.images]
+    layers = vlm.model.cross_attention_layers
+    for cache in (
+        VisionCache.from_images(layers, alone),
+        vlm.model.vision_cache(batch.images),
+    ):
+        tensors = [*cache.keys.values(), *cache.values.values()]
         total = sum((t * torch.arange(t.shape[2])[:, None]).sum() for t in tensors)
         found = torch.autograd.grad(total, [*named.values()], allow_unused=True)
         results.append({n: g for n, g in zip(named, found) if g is not None})
     assert apart(*results) < 1e-5 and any("fc1" in name for name in results[0])
-    assert see(vlm.model, [[], []]) is None
+    assert vlm.model.vision_cache([[], []]) is None
 
 
 def test_every_epoch_is_an_order_of_its_own():
@@ -601,7 +609,7 @@ SHORT = Recipe(steps=4, batch=3, rank=2, lr=1e-2, seed=5, targets=("all",))
 def test_the_base_stays_as_it_was(data, tmp_path, no_matplotlib):
     """Bit for bit, and what was learned is in the files alone."""
     vlm = tiny()
-    vlm.ask([], "Why?", max_new_tokens=2)  # what answering leaves behind is no harm
+    vlm.ask("Why?", max_new_tokens=2)  # what answering leaves behind is no harm
     before = {n: t.clone() for n, t in vlm.model.state_dict().items()}
     out, reports, shown = tmp_path / "out", [], []
     trained = finetune(
@@ -854,9 +862,9 @@ def test_the_command_line_from_pictures_to_an_answer(trained, pictures, capsys):
     assert cli.main([*ask, str(trained)]) == 0
     after = capsys.readouterr().out
     vlm = load(device="cpu")
-    assert vlm.ask(*question) + "\n" == before
+    assert vlm.ask(*reversed(question)) + "\n" == before
     load_adapter(vlm.model, trained)
-    assert vlm.ask(*question) + "\n" == after != before
+    assert vlm.ask(*reversed(question)) + "\n" == after != before
     assert cli.main([*ask, str(pictures)]) == 2
     assert "has no adapter_config.json" in capsys.readouterr().err
     arguments = ["finetune", str(pictures), "--out", str(trained), "--resume"]

@@ -37,6 +37,7 @@ from mllama_lite.adapters.lora import (
     use_adapters,
 )
 from mllama_lite.small_model.evaluation import held_out
+from mllama_lite.tokenizer import ImagePart
 
 
 @pytest.fixture
@@ -50,13 +51,13 @@ def item():
 
 
 def logits(vlm, item):
-    content = [item.image, item.question.text]
+    content = [ImagePart(item.image), item.question.text]
     message = {"role": "user", "content": content}
     return vlm.logits(vlm.tokenizer.encode_chat([message])[0], [item.image])
 
 
 def hub_logits(model, vlm, item):
-    message = {"role": "user", "content": [item.image, item.question.text]}
+    message = {"role": "user", "content": [ImagePart(item.image), item.question.text]}
     return reference.hub_logits(
         model, vlm.tokenizer.encode_chat([message])[0], [item.image]
     )

@@ -23,6 +23,7 @@ from mllama_lite.small_model.evaluation import (
 )
 from mllama_lite.small_model.questions import Question
 from mllama_lite.small_model.scenes import SPLITS
+from mllama_lite.tokenizer import ImagePart
 from test_scenes import kind_of
 
 
@@ -124,9 +125,9 @@ def test_answers_equal_asking_one_by_one(vlm, items):
     some = items[::6]
     assert len(some) == 22 and len({one.row for one in some}) == len(ROWS)
     together = answers(vlm, some, batch=5)
-    alone = [vlm.ask(one.image, one.question.text, 32) for one in some]
+    alone = [vlm.ask(one.question.text, one.image, 32) for one in some]
     assert together == alone and len(set(alone)) > 3
-    blind = [vlm.ask(None, one.question.text, 32) for one in some]
+    blind = [vlm.ask(one.question.text, None, 32) for one in some]
     assert answers(vlm, some, "none") == blind
 
 
@@ -165,7 +166,7 @@ def test_pictures_are_changed(vlm, monkeypatch, length):
 def test_the_picture_reaches_the_logits(vlm, items):
     """What is changed is seen: the model expects other words."""
     one, other = items[0], items[50]
-    message = [{"role": "user", "content": [one.image, one.question.text]}]
+    message = [{"role": "user", "content": [ImagePart(one.image), one.question.text]}]
     tokens, _ = vlm.tokenizer.encode_chat(message)
     a, b = (vlm.logits(tokens, [image])[-1] for image in (one.image, other.image))
     assert (a - b).abs().max() > 1e-3

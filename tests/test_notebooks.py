@@ -50,7 +50,10 @@ def test_every_notebook_is_in_the_book():
 
 HEADER = '#| export\n"""Rope, from `02_rope.ipynb`."""\n\nimport math'
 FUNCTION = "#| export\ndef half(x):\n    return x / 2"
-MODULE = '''"""Rope, from `02_rope.ipynb`."""
+FIRST = "# Generated from notebooks/02_rope.ipynb: edit there, or here and run `make update`.\n"
+MODULE = (
+    FIRST
+    + '''"""Rope, from `02_rope.ipynb`."""
 
 import math
 
@@ -58,6 +61,7 @@ import math
 def half(x):
     return x / 2
 '''
+)
 
 
 def code(source, **metadata):
@@ -124,18 +128,95 @@ def test_a_cell_can_go_to_another_module(tmp_path):
             code("#| default_exp rope\n" + HEADER),
             code(FUNCTION),
             code('#| export errors\n"""Errors, from `02_rope.ipynb`."""'),
+            code('#| export rooms/one\n"""A room, from `02_rope.ipynb`."""'),
         ],
     )
     pretend_run(path)
     assert exporter.main([], root=tmp_path) == 0
     assert module(path).read_text() == MODULE
-    assert module(path, "errors").read_text() == '"""Errors, from `02_rope.ipynb`."""\n'
+    for name, words in (("errors", "Errors"), ("rooms/one", "A room")):
+        text = FIRST + f'"""{words}, from `02_rope.ipynb`."""\n'
+        assert module(path, name).read_text() == text
 
 
 def test_check_shows_how_a_module_differs(book, capsys):
     module(book).write_text(MODULE.replace("x / 2", "x / 3"))
     status, words = checked(book, capsys)
     assert status == 1 and "-    return x / 3\n+    return x / 2" in words
+
+
+TWO = """#| export
+def third(x):
+    return x / 3
+
+
+# Not a tenth.
+TENTH = 10"""
+
+
+@pytest.fixture
+def longer_book(tmp_path):
+    path = write(
+        tmp_path,
+        [code("#| default_exp rope"), code(HEADER), code(FUNCTION), code(TWO)],
+    )
+    pretend_run(path)
+    assert exporter.main(["--export"], root=tmp_path) == 0
+    return path
+
+
+def sources(path):
+    return [cell.source for cell in exporter.code_cells(exporter.read(path))]
+
+
+@pytest.mark.parametrize(
+    "old, new, number",
+    [
+        ("x / 3", "x // 3", 3),
+        ("# Not a tenth.", "# Ten.", 3),
+        ("import math", "import math\nimport os", 1),
+        ("Rope, from", "On rope, from", 1),
+        (
+            "    return x / 2",
+            "    return x / 2\n\n\ndef quarter(x):\n    return x / 4",
+            2,
+        ),
+        ("TENTH = 10", "TENTH: int = 10", 3),
+    ],
+)
+def test_an_edit_of_a_module_is_carried_back(longer_book, old, new, number, capsys):
+    before, root = sources(longer_book), longer_book.parent.parent
+    edited = module(longer_book).read_text().replace(old, new)
+    module(longer_book).write_text(edited)
+    assert exporter.main(["--update"], root=root) == 0
+    after = sources(longer_book)
+    assert [i for i, pair in enumerate(zip(before, after)) if pair[0] != pair[1]] == [
+        number
+    ]
+    assert new in after[number]
+    pretend_run(longer_book)
+    assert checked(longer_book, capsys) == (0, "")
+    assert module(longer_book).read_text() == edited
+
+
+def test_every_module_of_the_package_would_be_carried_back_as_it_is(tmp_path):
+    """Cut into definitions and put together again, each cell is what it was."""
+    seen = 0
+    for path in NOTEBOOKS:
+        for module, cells in exporter.exported(exporter.read(path), path.name).items():
+            text = "\n\n\n".join(cells) + "\n"
+            assert exporter.carried_back(cells, text) == cells, (path.name, module)
+            seen += len(cells)
+    assert seen > 200
+
+
+def test_a_cell_that_would_be_empty_is_not_carried_back(longer_book, capsys):
+    text = module(longer_book).read_text()
+    module(longer_book).write_text(text.replace("def half(x):\n    return x / 2", ""))
+    before = longer_book.read_bytes()
+    assert exporter.main(["--update"], root=longer_book.parent.parent) == 1
+    assert "'def half(x):' would be empty" in capsys.readouterr().err
+    assert longer_book.read_bytes() == before
 
 
 def test_check_finds_a_module_without_a_notebook(book, capsys):

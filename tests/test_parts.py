@@ -15,7 +15,7 @@ from mllama_lite.attention import (
     grouped_attention,
 )
 from mllama_lite.cross_attention import VisionCache, visible_ranges
-from mllama_lite.decoder import RMSNorm
+from mllama_lite.decoder import RMSNorm, Step
 from mllama_lite.generation import Sampling, probabilities
 from mllama_lite.rope import (
     RopeScaling,
@@ -199,7 +199,7 @@ def test_grouped_attention_copies_no_keys():
 
 
 def test_cache_refuses_what_does_not_fit():
-    cache = KVCache([0], 1, 1, 2, 4, torch.float32, "cpu")
+    cache = KVCache(2)
     piece = torch.ones(1, 1, 2, 4)
     cache.update(0, piece, piece)
     cache.length = 2
@@ -393,7 +393,7 @@ def test_cross_attention_layer(all_models, proof):
         ):
             cache = theirs.compute_xattn_kv_cache(vision.view(1, -1, width))
             want = theirs(hidden, mask, rows, cache)
-            worst = max(worst, largest(mine(hidden, context), want))
+            worst = max(worst, largest(mine(hidden, Step(vision=context)), want))
     proof(
         "Cross-attention layer with a mask",
         "Meta",

@@ -31,6 +31,7 @@ from mllama_lite.small_model.questions import UNKNOWN, WORDINGS, Question, ask
 from mllama_lite.small_model.scenes import COLOURS, KINDS
 from mllama_lite.small_model.scenes import draw_scene, load_masks
 from mllama_lite.tiles import canvases, resized_size
+from mllama_lite.tokenizer import ImagePart
 from test_scenes import kind_of, oracle
 
 TINY = Plan(vision_steps=3, joint_steps=6, decay_steps=2, images=2, questions=2)
@@ -175,7 +176,7 @@ def test_a_conversation_with_its_labels(fresh):
         Question("count", "Why?", "no"),
     ]
     tokens, labels = encode_turns(tokenizer, turns)
-    message = {"role": "user", "content": [object(), "Which digit is this?"]}
+    message = {"role": "user", "content": [ImagePart(), "Which digit is this?"]}
     prompt, _ = tokenizer.encode_chat([message])
     end, four = tokenizer.special["<|eot_id|>"], tokenizer.encode("4")
     assert tokens[: len(prompt)] == prompt
@@ -530,7 +531,7 @@ def test_the_folder_loads_in_transformers(unbroken, masks):
                 add_special_tokens=False,
                 return_tensors="pt",
             )
-            message = {"role": "user", "content": [image, text]}
+            message = {"role": "user", "content": [ImagePart(image), text]}
             tokens, _ = vlm.tokenizer.encode_chat([message])
             assert inputs["input_ids"].tolist() == [tokens]
             tiles = image_to_tiles(image, 56)

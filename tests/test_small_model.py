@@ -19,6 +19,7 @@ from mllama_lite.small_model.evaluation import (
 from mllama_lite.small_model.questions import UNKNOWN, ask
 from mllama_lite.small_model.scenes import draw_scene, load_masks
 from mllama_lite.tiles import canvases
+from mllama_lite.tokenizer import ImagePart
 
 FOLDER = find_folder()
 
@@ -48,7 +49,7 @@ def hub():
 
 
 def prompt(vlm, images, question):
-    message = {"role": "user", "content": [*images, question]}
+    message = {"role": "user", "content": [*map(ImagePart, images), question]}
     return vlm.tokenizer.encode_chat([message])[0]
 
 
@@ -88,7 +89,7 @@ def test_all_aspect_ratios_are_seen(vlm, scenes):
         blank = Image.new("RGB", scene.image.size, "white")
         seen, unseen = (vlm.logits(tokens, [one])[-1] for one in (scene.image, blank))
         assert seen.isfinite().all() and (seen - unseen).abs().max() > 1e-2
-        assert stored.ask(scene.image, "Describe the picture.", max_new_tokens=20)
+        assert stored.ask("Describe the picture.", scene.image, max_new_tokens=20)
 
 
 def test_metas_code_gives_the_same_logits(vlm, prompts):
@@ -128,11 +129,11 @@ def test_greedy_answers_equal_transformers(vlm, hub):
 def test_a_look_tells_what_ask_answers(vlm, scenes):
     for scene in scenes[::3]:
         looks = look(vlm, scene.image, "Describe the picture.", max_new_tokens=12)
-        answer = vlm.ask(scene.image, "Describe the picture.", max_new_tokens=12)
+        answer = vlm.ask("Describe the picture.", scene.image, max_new_tokens=12)
         assert looks.answer == answer
     images = [scenes[1].image, scenes[5].image]
     looks = look(vlm, images, "What is new?", max_new_tokens=5)
-    assert looks.answer == vlm.ask(images, "What is new?", max_new_tokens=5)
+    assert looks.answer == vlm.ask("What is new?", images, max_new_tokens=5)
     assert [image.size for image in looks.images] == [image.size for image in images]
 
 
@@ -313,5 +314,5 @@ def test_it_knows_when_it_does_not_know():
         scene = draw_scene(rng, masks, 1)
         if question := ask(rng, scene, "digit"):
             if question.answer == UNKNOWN:
-                said.append(stored.ask(scene.image, question.text))
+                said.append(stored.ask(question.text, scene.image))
     assert said.count(UNKNOWN) > 50

@@ -10,6 +10,7 @@ from PIL import Image
 import reference
 from mllama_lite.errors import InputError
 from mllama_lite.tokenizer import (
+    ImagePart,
     SPLIT_PATTERN,
     Tokenizer,
     bpe_merge,
@@ -140,7 +141,7 @@ def dialogues(count, seed):
             role = rng.choice(["user", "assistant", "system", "tool"])
             content = [rng.choice(texts) for _ in range(rng.randrange(1, 4))]
             for _ in range(rng.choice([0, 0, 1, 2, 3])):
-                content.insert(rng.randrange(len(content) + 1), object())
+                content.insert(rng.randrange(len(content) + 1), ImagePart())
             messages.append(
                 {"role": role, "content": content if rng.random() < 0.7 else "plain"}
             )
