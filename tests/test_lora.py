@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "notebooks"))
-import reference  # before transformers: it declares torchvision's operators
+import reference  # before transformers: it makes torchvision importable
 
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model

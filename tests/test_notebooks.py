@@ -1,6 +1,6 @@
 """The notebooks are whole, and the package is what they export; the exporter notices if not.
 
-That the outputs are true is checked by nbval: `make test` runs it on notebooks/.
+That the outputs are true is checked by tests/outputs.py: `make test` runs the notebooks.
 """
 
 import importlib.util
@@ -34,6 +34,40 @@ def test_outputs_are_those_of_one_whole_run_of_the_code(path):
 def test_no_warnings_and_no_picture_without_alternative_text(path):
     problems = exporter.page_problems(exporter.read(path))
     assert not problems, "\n".join([path.name, *problems])
+
+
+# What may differ from run to run: an output of anything else is compared.
+NOT_COMPARED = {"durations", "memory", "a library's log"}
+
+
+def code_metadata():
+    for path in NOTEBOOKS:
+        for cell in exporter.code_cells(exporter.read(path)):
+            assert "NBVAL" not in cell.source, f"{path.name}: tags say it, not comments"
+            ours = cell.metadata.get("mllama_lite", {})
+            yield f"{path.name} {cell.id}", cell.metadata.get("tags", []), ours
+
+
+def test_outputs_that_are_not_compared_are_few_and_say_why():
+    ignored = {}
+    for name, tags, ours in code_metadata():
+        if "nbval-ignore-output" in tags or "why_ignored" in ours:
+            assert "nbval-ignore-output" in tags, name
+            ignored[name] = set(ours.get("why_ignored", "nothing").split(", "))
+        assert not {"nbval-skip", "nbval-check-output"} & set(tags), name
+    assert all(reasons <= NOT_COMPARED for reasons in ignored.values()), ignored
+    assert len(ignored) <= 40
+
+
+def test_tolerances_are_small():
+    """No tolerance lets through a number of another size, or twice as many."""
+    for name, tags, ours in code_metadata():
+        if tolerance := ours.get("tolerance"):
+            assert tolerance.keys() <= {"absolute", "relative", "counts", "lines"}, name
+            assert "nbval-ignore-output" not in tags, name
+            assert 0 <= tolerance.get("absolute", 0) <= 0.1, name
+            assert 0 <= tolerance.get("relative", 0) <= 0.5, name
+            assert isinstance(tolerance.get("counts", 0), int), name
 
 
 def test_every_module_is_what_its_notebook_exports():

@@ -385,8 +385,8 @@ def test_cross_attention_layer(all_models, proof):
         masks = _pad_masks([[list(r) for r in ranges[0]]], counts, 9, 4)
         mask, rows = text._get_xattn_mask(9, "cpu", torch.float32, vision, masks)
         images = [vision[0, i, : counts[0][i]].flatten(0, 1) for i in range(3)]
-        memory = VisionCache.from_images(ours.cross_attention_layers, [images])
-        context = memory.context(ranges, [0], 9)
+        vision_cache = VisionCache.from_images(ours.cross_attention_layers, [images])
+        context = vision_cache.context(ranges, [0], 9)
         assert context.mask is not None and context.sees is not None
         for theirs, mine in zip(
             text.cross_attention_layers, ours.cross_attention_layers
