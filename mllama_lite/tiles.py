@@ -178,9 +178,10 @@ MOST_BYTES = 2**28
 MOST_SCANS = 500  # of a progressive JPEG; encoders write about ten
 
 
-def open_image(
-    source: str | PathLike | bytes | bytearray | BinaryIO | Image.Image,
-) -> Image.Image:
+Source = str | PathLike | bytes | bytearray | BinaryIO | Image.Image
+
+
+def open_image(source: Source) -> Image.Image:
     """Read an image and make it RGB the way a picture viewer would show it.
 
     Rotation from EXIF is applied, transparency is laid on white, 16-bit values are
