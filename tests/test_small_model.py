@@ -128,11 +128,11 @@ def test_greedy_answers_equal_transformers(vlm, hub):
 
 def test_a_look_tells_what_ask_answers(vlm, scenes):
     for scene in scenes[::3]:
-        looks = look(vlm, scene.image, "Describe the picture.", max_new_tokens=12)
+        looks = look(vlm, "Describe the picture.", scene.image, max_new_tokens=12)
         answer = vlm.ask("Describe the picture.", scene.image, max_new_tokens=12)
         assert looks.answer == answer
     images = [scenes[1].image, scenes[5].image]
-    looks = look(vlm, images, "What is new?", max_new_tokens=5)
+    looks = look(vlm, "What is new?", images, max_new_tokens=5)
     assert looks.answer == vlm.ask("What is new?", images, max_new_tokens=5)
     assert [image.size for image in looks.images] == [image.size for image in images]
 
@@ -142,7 +142,7 @@ def test_a_look_keeps_characters_whole(vlm, scenes, monkeypatch):
     ids = vlm.tokenizer.encode("né 日")
     assert len(ids) > 5
     monkeypatch.setattr(vlm, "generate", lambda *_: ids)
-    assert look(vlm, scenes[0].image, "What?").answer == "né 日"
+    assert look(vlm, "What?", scenes[0].image).answer == "né 日"
 
 
 def test_a_special_token_inside_an_answer_moves_nothing(vlm, scenes, monkeypatch):
@@ -151,7 +151,7 @@ def test_a_special_token_inside_an_answer_moves_nothing(vlm, scenes, monkeypatch
     ids = [*vlm.tokenizer.encode("red"), special["<|python_tag|>"]]
     ids += [*vlm.tokenizer.encode(" 4"), special["<|eot_id|>"]]
     monkeypatch.setattr(vlm, "generate", lambda *_: ids)
-    looks = look(vlm, image, "What?")
+    looks = look(vlm, "What?", image)
     assert looks.pieces == ["red", " ", "4"]
     found = inputs_and_outputs(vlm, prompt(vlm, [image], "What?") + ids, [image])
     for layer, weights in looks.weights[0].items():
@@ -179,7 +179,7 @@ def inputs_and_outputs(vlm, tokens, images):
 def test_weights_are_those_that_made_the_output(vlm, scenes, count):
     """They sum to 1, and mixing the values by them is what the fused kernel computed."""
     images = [scene.image for scene in scenes[3 : 3 + count]]
-    looks = look(vlm, images, "Describe the picture.", max_new_tokens=9)
+    looks = look(vlm, "Describe the picture.", images, max_new_tokens=9)
     tokens = prompt(vlm, images, "Describe the picture.")
     answer = vlm.generate(tokens, images, max_new_tokens=9)
     written = [i for i in answer if not vlm.tokenizer.is_special(i)]
@@ -273,7 +273,7 @@ def test_orange_is_where_the_weight_is(vlm, size, canvas):
 
 def test_an_answer_is_drawn(vlm, scenes):
     for scene in scenes:
-        looks = look(vlm, scene.image, "What do you see?", max_new_tokens=4)
+        looks = look(vlm, "What do you see?", scene.image, max_new_tokens=4)
         drawn = draw_looks(looks, vlm.config.vision, height=60)
         assert not looks.pieces or orange(drawn).max() > 100
         assert drawn.height == 24 + 3 * 66
@@ -281,7 +281,7 @@ def test_an_answer_is_drawn(vlm, scenes):
 
 def test_several_images_are_drawn_one_below_the_other(vlm, scenes):
     pictures = [scenes[0].image, scenes[1].image]
-    looks = look(vlm, pictures, "What do you see?", max_new_tokens=3)
+    looks = look(vlm, "What do you see?", pictures, max_new_tokens=3)
     each = [draw_looks(looks, vlm.config.vision, image=i) for i in (0, 1)]
     both = draw_looks(looks, vlm.config.vision)
     assert both.size == (max(one.width for one in each), sum(p.height for p in each))
