@@ -45,6 +45,7 @@ from mllama_lite.vlm import VLM, load
 from mllama_lite.local_vision import VisionConfig
 from mllama_lite.adapters.lora import add_adapter, lora_layers, remove_adapters
 from mllama_lite.model import Mllama, MllamaConfig
+from mllama_lite.tokenizer import ImagePart
 from mllama_lite.adapters.data import (
     answer_logits,
     encode_sample,
@@ -385,7 +386,7 @@ def test_every_bad_line_is_listed_before_anything_is_trained(tmp_path):
     (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:200])
     with pytest.raises(InputError) as caught:
         finetune(vlm, folder, tmp_path / "out", report=None)
-    told = str(caught.value).split("\n  ")
+    told = caught.value.args
     assert f"has bad lines, {len(BAD)} of them" in told[0]
     wanted = [(i + 3, says) for i, (_, *every) in enumerate(BAD) for says in every]
     for number, says in wanted:
@@ -396,13 +397,17 @@ def test_every_bad_line_is_listed_before_anything_is_trained(tmp_path):
     assert (
         not lora_layers(vlm.model) and not (tmp_path / "out" / "metrics.csv").exists()
     )
+    # What is shown of them fits on a screen.
+    assert str(caught.value).count("\n") == 21
+    assert str(caught.value).endswith(f"and {len(told) - 21} more")
     reports = []
     learned, _ = read_samples(
         folder, TOKENIZER, vlm.config, skip_bad=True, report=reports.append
     )
     where = [int(sample.where.split()[-1]) for sample in learned]
     assert where == [1, len(BAD) + 3]
-    assert len(reports) == 1 and reports[0].split("\n  ")[1:] == told[1:]
+    assert len(reports) == 1
+    assert reports[0].split("\n")[1:] == str(caught.value).split("\n")[1:]
 
 
 def test_data_that_holds_no_samples(tmp_path):
@@ -521,7 +526,7 @@ def test_what_is_measured_is_what_would_be_written(pictures, tmp_path):
         for k, question in enumerate(("How many things?", "What is in the picture?")):
             messages.append({"role": "user", "content": question})
             shown = [{**m} for m in messages]
-            shown[0]["content"] = [image, shown[0]["content"]]
+            shown[0]["content"] = [ImagePart(image), shown[0]["content"]]
             prompt, images = TOKENIZER.encode_chat(shown)
             written = vlm.generate(prompt, images, 20, [end])
             answer = changes[(i + k) % 4](TOKENIZER.decode(written, skip_special=True))
@@ -697,7 +702,7 @@ def test_only_the_same_training_goes_on(data, tmp_path, no_matplotlib):
     assert now == before
     (out / "training.pt").unlink()
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    refused("holds an adapter without the state")
+    refused("holds adapter_config.json, .* expected an empty folder, or one with the ")
     with pytest.raises(InputError, match="is a file"):
         finetune(tiny(), data, out / "metrics.csv", SHORT)
     with pytest.raises(InputError, match="save_every is 0"):
@@ -724,7 +729,7 @@ def test_a_damaged_state_is_one_clear_error(data, tmp_path, no_matplotlib):
             for path in out.iterdir():
                 assert path.name == state.name or path.read_bytes() == before[path.name]
         except InputError as error:
-            says = r"training.pt cannot be read \(\w+\): expected .*delete it to begin"
+            says = r"training.pt cannot be read \([\w ]+\): expected .*delete it to beg"
             assert re.search(says, str(error))
             noticed += 1
     assert noticed >= 15
@@ -740,7 +745,7 @@ def test_a_loss_that_is_no_number_ends_it(data, tmp_path):
         vlm.model.language_model.lm_head.weight[0, 0] = math.nan
     with pytest.raises(InputError, match="The loss of step 1 is nan: expected a num"):
         finetune(vlm, data, tmp_path / "out", SHORT, report=None)
-    assert not (tmp_path / "out" / "training.pt").exists()
+    assert torch.load(tmp_path / "out" / "training.pt")["step"] == 0
 
 
 def test_several_processes_need_accelerate(monkeypatch):
@@ -756,7 +761,7 @@ def test_several_processes_need_accelerate(monkeypatch):
 def helper(task, folder):
     """Run one of the functions below in a new process; returns what it reports."""
     command = [sys.executable, __file__, task, str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -769,6 +774,7 @@ def same_training(out, want):
     assert (out / name).read_bytes() == (want / name).read_bytes()
     states = [torch.load(f / "training.pt", weights_only=True) for f in (out, want)]
     for state in states:
+        del state["checksum"]  # of the seconds too
         for row in state["history"]:
             del row["seconds"]
     assert same(*states)
