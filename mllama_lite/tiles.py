@@ -23,7 +23,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def canvases(max_tiles=4):
+def canvases(max_tiles: int = 4) -> list[tuple[int, int]]:
     """All arrangements of at most `max_tiles` tiles, as (rows, columns).
 
     The place in this list plus one is the `aspect_ratio_id`; 0 means no image.
@@ -36,7 +36,9 @@ def canvases(max_tiles=4):
     return [(rows, columns) for rows, columns in pairs if rows * columns <= max_tiles]
 
 
-def choose_canvas(height, width, tile_size, max_tiles=4):
+def choose_canvas(
+    height: int, width: int, tile_size: int, max_tiles: int = 4
+) -> tuple[int, int]:
     """The canvas on which an image is enlarged least, or else shrunk least.
 
     Args:
@@ -59,7 +61,9 @@ def choose_canvas(height, width, tile_size, max_tiles=4):
     return min(tied, key=lambda option: option[0] * option[1])
 
 
-def resized_size(height, width, canvas, tile_size):
+def resized_size(
+    height: int, width: int, canvas: tuple[int, int], tile_size: int
+) -> tuple[int, int]:
     """Size to which an image is scaled before it is pasted on its canvas.
 
     The image is not enlarged beyond one tile: a side grows to at most the larger of
@@ -102,12 +106,12 @@ class Tiles:
     canvas: tuple[int, int]
 
     @property
-    def num_tiles(self):
+    def num_tiles(self) -> int:
         """How many tiles carry image or padding around it."""
         return self.canvas[0] * self.canvas[1]
 
 
-def image_to_tiles(image, tile_size, max_tiles=4):
+def image_to_tiles(image: Image.Image, tile_size: int, max_tiles: int = 4) -> Tiles:
     """Resize, pad, normalise and cut an image as Meta's code does.
 
     Args:
