@@ -296,6 +296,12 @@ class Tokenizer:
     """
 
     def __init__(self, ranks: dict[bytes, int]) -> None:
+        if not isinstance(ranks, dict) or not all(type(t) is bytes for t in ranks):
+            raise InputError(
+                f"The ranks are {shown(ranks)}: expected a dict from a token's bytes to "
+                "its rank; read a tokenizer's file with Tokenizer.from_file."
+            )
+        _check_ranks(ranks, "The tokenizer")
         self.special = special_tokens(len(ranks))
         self.vocab_size = len(ranks) + NUM_SPECIAL_TOKENS
         self.image_id = self.vocab_size
@@ -359,6 +365,11 @@ class Tokenizer:
         Raises:
             InputError: an id is outside the vocabulary.
         """
+        if isinstance(ids, str) or not isinstance(ids, Iterable):
+            raise InputError(
+                f"The ids to decode are {shown(ids)}: expected token ids, one after "
+                "another; put a single one into a list."
+            )
         pieces = (
             self.token_bytes(i)
             for i in ids
@@ -372,12 +383,13 @@ class Tokenizer:
         Raises:
             InputError: the id is outside the vocabulary.
         """
-        if id == self.image_id:
+        whole = hasattr(id, "__index__") and not isinstance(id, bool)
+        if whole and id == self.image_id:
             return b"<|image|>"
-        if not 0 <= id < self.vocab_size:
+        if not whole or not 0 <= id < self.vocab_size:
             raise InputError(
-                f"Token id {id} is not in the vocabulary: expected 0 to "
-                f"{self.vocab_size}; check which tokenizer made it."
+                f"Token id {shown(id)} is not in the vocabulary: expected a whole "
+                f"number from 0 to {self.vocab_size}; check which tokenizer made it."
             )
         return self._encoding.decode_single_token_bytes(id)
 

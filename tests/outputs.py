@@ -89,7 +89,10 @@ def adopt(old: str, new: str, lines: str = "", **tolerance: float) -> str:
 
 
 def adopt_line(old: str, new: str, **tolerance: float) -> str:
-    old_parts, new_parts = NUMBER.split(old), NUMBER.split(new)  # text, number, text, ...
+    old_parts, new_parts = (
+        NUMBER.split(old),
+        NUMBER.split(new),
+    )  # text, number, text, ...
     texts = [[SPACES.sub(" ", part) for part in p[::2]] for p in (old_parts, new_parts)]
     if texts[0] != texts[1]:
         return new

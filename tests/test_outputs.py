@@ -32,12 +32,20 @@ WRONG = {
     "the sign of an exponent": ("error 1.2e-06", "error 1.2e+06", ERRORS),
     "not a number": ("share 0.94", "share nan", SHARES),
     "infinity": ("share 0.94", "share inf", SHARES),
-    "not a number under a limit": ("off 1e-06 (limit 1e-05)", "off nan (limit 1e-05)", {}),
+    "not a number under a limit": (
+        "off 1e-06 (limit 1e-05)",
+        "off nan (limit 1e-05)",
+        {},
+    ),
     "above the limit": ("off 1e-06 (limit 1e-05)", "off 2e-05 (limit 1e-05)", {}),
     "below zero": ("off 1e-06 (limit 1e-05)", "off -1e-06 (limit 1e-05)", {}),
     "another limit": ("off 1e-06 (limit 1e-05)", "off 1e-06 (limit 1e-04)", SHARES),
     "no limit": ("off 1e-06 (limit 1e-05)", "off 1e-06", {}),
-    "within a limit that was passed": ("off 3 (limit 1e-05)", "off 0 (limit 1e-05)", {}),
+    "within a limit that was passed": (
+        "off 3 (limit 1e-05)",
+        "off 0 (limit 1e-05)",
+        {},
+    ),
     "a word": ("right 0.94", "wrong 0.94", SHARES),
     "a verdict": ("equal: True", "equal: False", SHARES),
     "a shape": ("torch.Size([2, 3])", "torch.Size([3, 2])", SHARES),
@@ -94,7 +102,10 @@ OTHERS = {
     "an error instead of output": cell("1.5", "print(1 / 0)", SHARES),
     "the result of a cell": cell({"text/plain": "'four'"}, "'five'", SHARES, "result"),
     "a number in a table": cell(
-        {"text/html": "<td>0.94</td>", "text/plain": "<IPython.core.display.HTML object>"},
+        {
+            "text/html": "<td>0.94</td>",
+            "text/plain": "<IPython.core.display.HTML object>",
+        },
         HTML.format("<td>0.84</td>"),
         SHARES,
         "result",
@@ -119,10 +130,20 @@ def verdicts(tmp_path_factory):
     nbformat.write(new_notebook(cells=list(cells.values())), folder / "planted.ipynb")
 
     makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
-    (line,) = re.findall(r"^\t\$\(BIN\)/python (.* -p tests\.outputs .*)$", makefile, re.M)
-    arguments = line.replace("$(WORKERS)", "0").replace(" notebooks", f" {folder}").split()
+    (line,) = re.findall(
+        r"^\t\$\(BIN\)/python (.* -p tests\.outputs .*)$", makefile, re.M
+    )
+    arguments = (
+        line.replace("$(WORKERS)", "0").replace(" notebooks", f" {folder}").split()
+    )
     report = folder / "report.xml"
-    command = [sys.executable, *arguments, f"--junitxml={report}", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        *arguments,
+        f"--junitxml={report}",
+        "-p",
+        "no:cacheprovider",
+    ]
     subprocess.run(command, cwd=ROOT, capture_output=True)
     found = {}
     for case in ElementTree.parse(report).iter("testcase"):
