@@ -11,9 +11,10 @@ import binascii
 import codecs
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import tiktoken
 from mllama_lite.errors import InputError, shown
 
 
-def bpe_merge(word, ranks):
+def bpe_merge(word: bytes, ranks: dict[bytes, int]) -> list[int]:
     """Split one word into tokens by merging neighbours, lowest rank first.
 
     Llama 3 looks a word up whole before it merges: 588 of its tokens cannot be reached
@@ -51,7 +52,7 @@ def bpe_merge(word, ranks):
     return [ranks[part] for part in parts]
 
 
-def train_bpe(words, num_merges):
+def train_bpe(words: Iterable[bytes], num_merges: int) -> dict[bytes, int]:
     """Learn a byte-level BPE vocabulary: the 256 bytes, then the most frequent pairs.
 
     Args:
@@ -68,7 +69,7 @@ def train_bpe(words, num_merges):
     counts = Counter(words)
     parts = {word: [word[i : i + 1] for i in range(len(word))] for word in counts}
     for _ in range(num_merges):
-        pairs = Counter()
+        pairs: Counter[tuple[bytes, bytes]] = Counter()
         for word, count in counts.items():
             for pair in zip(parts[word], parts[word][1:]):
                 pairs[pair] += count
@@ -120,7 +121,7 @@ NAMED_SPECIAL_TOKENS = [
 NUM_SPECIAL_TOKENS = 256
 
 
-def special_tokens(num_base_tokens):
+def special_tokens(num_base_tokens: int) -> dict[str, int]:
     """Names and ids of the 256 special tokens that follow the merged ones.
 
     Args:
@@ -171,7 +172,7 @@ def read_tokenizer_model(path):
     return ranks
 
 
-def write_tokenizer_model(ranks, path):
+def write_tokenizer_model(ranks: dict[bytes, int], path: str | PathLike) -> None:
     """Write ranks (dict from bytes to rank) in the format of `read_tokenizer_model`."""
     with open(path, "wb") as file:
         for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
@@ -214,7 +215,7 @@ def read_tokenizer_json(path):
     return ranks
 
 
-def printable_bytes():
+def printable_bytes() -> dict[str, int]:
     """GPT-2's table from a printable character to the byte that it stands for."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in printable]
@@ -222,7 +223,7 @@ def printable_bytes():
     return table | {chr(256 + i): byte for i, byte in enumerate(rest)}
 
 
-def _check_ranks(ranks, path):
+def _check_ranks(ranks: dict[bytes, int], path: str | PathLike) -> None:
     """Every byte has a token, and the ranks count up from 0 without a gap."""
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing or sorted(ranks.values()) != list(range(len(ranks))):
@@ -238,7 +239,7 @@ MAX_CHARACTERS = 400_000
 MAX_RUN = 25_000
 
 
-def split_long_text(text):
+def split_long_text(text: str) -> list[str]:
     """Cut a text every 400,000 characters, and inside runs of 25,000 of one kind.
 
     A run is consecutive whitespace, or consecutive characters that are none. Meta's code
@@ -252,7 +253,7 @@ def split_long_text(text):
 
     Source: llama_models/llama3/tokenizer.py, `Tokenizer.encode`.
     """
-    pieces = []
+    pieces: list[str] = []
     for begin in range(0, len(text), MAX_CHARACTERS):
         block = text[begin : begin + MAX_CHARACTERS]
         cuts, position = [0], 0
@@ -294,7 +295,7 @@ class Tokenizer:
     Source: llama_models/llama3/tokenizer.py and chat_format.py.
     """
 
-    def __init__(self, ranks: dict[bytes, int]):
+    def __init__(self, ranks: dict[bytes, int]) -> None:
         if not isinstance(ranks, dict) or not all(type(t) is bytes for t in ranks):
             raise InputError(
                 f"The ranks are {shown(ranks)}: expected a dict from a token's bytes to "
@@ -317,7 +318,7 @@ class Tokenizer:
         self._special_ids = frozenset(self.special.values()) | {self.image_id}
 
     @classmethod
-    def from_file(cls, path):
+    def from_file(cls, path: str | PathLike) -> "Tokenizer":
         """Read Meta's `tokenizer.model` or the hub's `tokenizer.json`.
 
         Raises:
@@ -327,7 +328,7 @@ class Tokenizer:
         is_json = path.suffix == ".json"
         return cls((read_tokenizer_json if is_json else read_tokenizer_model)(path))
 
-    def encode(self, text, bos=False, eos=False):
+    def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Token ids of a text. The text never yields a special token.
 
         Args:
@@ -351,7 +352,7 @@ class Tokenizer:
             ids += self._encoding.encode(piece, disallowed_special=())
         return ids + [self.special["<|end_of_text|>"]] if eos else ids
 
-    def decode(self, ids, skip_special=False):
+    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """Text of token ids; bytes that are no UTF-8 become U+FFFD.
 
         Args:
@@ -376,7 +377,7 @@ class Tokenizer:
         )
         return b"".join(pieces).decode("utf-8", errors="replace")
 
-    def token_bytes(self, id):
+    def token_bytes(self, id: int) -> bytes:
         """The bytes that one token id stands for.
 
         Raises:
@@ -392,11 +393,11 @@ class Tokenizer:
             )
         return self._encoding.decode_single_token_bytes(id)
 
-    def is_special(self, id):
+    def is_special(self, id: int) -> bool:
         """Whether a token id is one of the special tokens or the model's image token."""
         return id in self._special_ids
 
-    def stream(self, ids):
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Text of token ids as they come, special tokens left out.
 
         A character can be spread over several tokens: its bytes are held back until it
@@ -416,7 +417,9 @@ class Tokenizer:
         if rest := decoder.decode(b"", final=True):
             yield rest
 
-    def encode_message(self, role, content):
+    def encode_message(
+        self, role: str, content: str | list[Any]
+    ) -> tuple[list[int], list[Any]]:
         """One message of a conversation: header, content, end of turn.
 
         Args:
@@ -449,7 +452,9 @@ class Tokenizer:
                     )
         return ids + [self.special["<|eot_id|>"]], images
 
-    def encode_chat(self, messages):
+    def encode_chat(
+        self, messages: Iterable[dict[str, Any]]
+    ) -> tuple[list[int], list[Any]]:
         """A conversation up to the point where the assistant is to answer.
 
         Args:
@@ -476,7 +481,7 @@ class Tokenizer:
             images += new_images
         return ids + self.encode_header("assistant"), images
 
-    def encode_header(self, role):
+    def encode_header(self, role: str) -> list[int]:
         """The token ids that open a message; see `encode_message` for the roles."""
         roles = {
             "system": "system",
