@@ -26,10 +26,12 @@ from nbval.plugin import IPyNbCell, IPyNbFile, coalesce_streams
 NUMBER = re.compile(r"((?:(?<![\w.])[-+])?(?<![\w.])\d[\d,]*(?:\.\d*)?(?:e[-+]?\d+)?)")
 SPACES = re.compile(r"^ +| +$")
 LIMIT = " (limit "
+PATIENCE = 300  # seconds for a kernel to start or to hand over an output: machines are busy
 
 
 def pytest_configure(config):
     config.option.nbval_current_env = True
+    config.option.nbval_kernel_startup_timeout = PATIENCE
 
 
 def pytest_collect_file(file_path, parent):
@@ -43,13 +45,15 @@ class Notebook(IPyNbFile):
 
     def collect(self):
         for item in super().collect():
-            yield Cell.from_parent(
+            cell = Cell.from_parent(
                 self,
                 name=item.name,
                 cell_num=item.cell_num,
                 cell=item.cell,
                 options=item.options,
             )
+            cell.output_timeout = PATIENCE
+            yield cell
 
 
 class Cell(IPyNbCell):

@@ -21,7 +21,7 @@ from test_inference import PHOTO, folders  # noqa: F401  (a fixture)
 def run(*arguments, **options):
     command = [sys.executable, "-m", "mllama_lite.cli", *map(str, arguments)]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, **options
+        command, capture_output=True, text=True, timeout=600, **options
     )
 
 
@@ -155,7 +155,7 @@ def test_progress_only_on_a_terminal(folders):  # noqa: F811
         if not part:
             break
         shown += part
-    answer = process.communicate(timeout=60)[0]
+    answer = process.communicate(timeout=600)[0]
     assert process.returncode == 0 and answer.strip()
     assert "loading" not in answer and re.search(rb"loading \[#* *\]", shown)
     assert shown.endswith(b"\r\x1b[K")
