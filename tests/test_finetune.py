@@ -54,7 +54,6 @@ from mllama_lite.adapters.data import (
     make_batch,
     read_samples,
 )
-from mllama_lite.tokenizer import ImagePart
 
 module = sys.modules["mllama_lite.adapters.training"]
 TOKENIZER = find_tokenizer(find_folder())

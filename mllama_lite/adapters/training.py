@@ -104,6 +104,7 @@ class Processes:
         if os.environ.get("WORLD_SIZE") in (None, "", "1"):
             self.device = find_device(device)
             return
+        _check_environment()
         try:
             from accelerate import Accelerator
         except ImportError:
@@ -111,7 +112,6 @@ class Processes:
                 "Several processes were started and accelerate is not installed: "
                 "expected it for training on several devices; pip install accelerate."
             ) from None
-        _check_environment()
         on_cpu = str(device) == "cpu" or not torch.cuda.is_available()
         try:
             self.accelerator = Accelerator(cpu=on_cpu)
