@@ -141,22 +141,23 @@ class VisionAttention(nn.Module):
         needed: the queries are taken in two parts, and the second gets fewer keys.
 
         Args:
-            x: [N, V, D], the `num_real` real tokens first, then padding.
+            x: [N, padded V, D], the `num_real` real tokens first, then padding.
             num_real: how many tokens are real; the same for all N.
 
         Returns:
-            [N, V, D].
+            [N, padded V, D].
         """
         heads = (-1, self.head_dim)
-        query = self.q_proj(x).unflatten(-1, heads).transpose(1, 2)  # [N, H, V, E]
-        key = self.k_proj(x).unflatten(-1, heads).transpose(1, 2)  # [N, H, V, E]
-        value = self.v_proj(x).unflatten(-1, heads).transpose(1, 2)  # [N, H, V, E]
+        # each [N, H, padded V, E]
+        query = self.q_proj(x).unflatten(-1, heads).transpose(1, 2)
+        key = self.k_proj(x).unflatten(-1, heads).transpose(1, 2)
+        value = self.v_proj(x).unflatten(-1, heads).transpose(1, 2)
         real, padding = query[:, :, :num_real], query[:, :, num_real:]
         key_of_real, value_of_real = key[:, :, :num_real], value[:, :, :num_real]
         output = F.scaled_dot_product_attention(real, key, value)  # [N, H, real, E]
         rest = F.scaled_dot_product_attention(padding, key_of_real, value_of_real)
         output = torch.cat([output.transpose(1, 2), rest.transpose(1, 2)], dim=1)
-        return self.o_proj(output.flatten(2))  # [N, V, D]
+        return self.o_proj(output.flatten(2))  # [N, padded V, D]
 
 
 class VisionMLP(nn.Module):
@@ -197,7 +198,7 @@ class VisionLayer(nn.Module):
         self.mlp = VisionMLP(config)
 
     def forward(self, x: torch.Tensor, num_real: int) -> torch.Tensor:
-        """x [N, V, D], real tokens first, to [N, V, D]."""
+        """x [N, padded V, D], real tokens first, to [N, padded V, D]."""
         x = x + self.self_attn(self.input_layernorm(x), num_real)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -219,12 +220,12 @@ class VisionLayers(nn.Module):
         """Run all layers.
 
         Args:
-            x: [N, V, D], real tokens first.
+            x: [N, padded V, D], real tokens first.
             num_real: see `VisionAttention.forward`.
             keep: indices of layers whose *input* is wanted.
 
         Returns:
-            (x [N, V, D], list of the kept inputs, each [N, V, D]).
+            (x [N, padded V, D], list of the kept inputs, each of that shape).
         """
         kept = []
         for i, layer in enumerate(self.layers):
