@@ -33,7 +33,10 @@ print(torch.ops.torchvision.nms.default._schema, len(reference._declared))
 @pytest.mark.parametrize(
     "loads, said",
     [
-        (True, "torchvision::nms(Tensor boxes, Tensor scores, float limit) -> Tensor 0"),
+        (
+            True,
+            "torchvision::nms(Tensor boxes, Tensor scores, float limit) -> Tensor 0",
+        ),
         (False, "torchvision::nms() -> () 3"),
     ],
 )
