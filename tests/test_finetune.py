@@ -683,7 +683,8 @@ def test_metrics_are_for_pandas_and_the_loss_for_the_eye(data, tmp_path):
 
     recipe = replace(SHORT, steps=None, epochs=3, warmup=0.0)
     finetune(tiny(), data, tmp_path / "out", recipe, report=None)
-    table = pandas.read_csv(tmp_path / "out" / "metrics.csv")
+    exact = {"float_precision": "round_trip"}  # the default may be off by a bit
+    table = pandas.read_csv(tmp_path / "out" / "metrics.csv", **exact)
     assert tuple(table.columns) == COLUMNS and table.step.tolist() == list(range(8))
     assert table.epoch.tolist() == [*(3 * i / 7 for i in range(7)), 3.0]
     measured = table.held_out_loss.notna().tolist()  # before, after each epoch, last
@@ -847,6 +848,7 @@ def test_killed_at_the_worst_moments(data, tmp_path, proof):
     )
 
 
+@pytest.mark.witness
 def test_two_and_three_processes_learn_what_one_does(data, tmp_path, proof):
     """As torchrun starts them, with gloo; the steps have samples that don't divide."""
     report = helper("together", tmp_path)
@@ -929,6 +931,7 @@ def test_the_command_line_from_pictures_to_an_answer(trained, pictures, capsys):
     assert "was begun with" in capsys.readouterr().err
 
 
+@pytest.mark.witness
 def test_accelerate_launches_the_same_command(trained, pictures, tmp_path):
     options = "--steps 12 --batch 2 --lr 5e-3 --rank 4 --seed 3 --device cpu"
     launch = "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1"

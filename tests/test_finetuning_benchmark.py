@@ -11,6 +11,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import finetuning
 
 
+@pytest.mark.witness
 def test_a_line_of_the_smallest_size(tmp_path, capsys, monkeypatch, proof):
     known, run = {}, finetuning.run
 
