@@ -1,4 +1,4 @@
-"""What all tests share: the path to the witnesses, and the table "What is proven".
+"""What all tests share: what stands in for a witness, and the table "What is proven".
 
 A test that measures a difference hands it to the fixture `proof`, which compares it with
 its limit and with the row of book/proven.md. `pytest --write-proof` writes that page.
@@ -14,12 +14,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "book" / "proven.md"
-sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "tools")]
-
-import torch  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -151,8 +149,9 @@ ORDER = ("whole_model", "inference", "tokenizer", "parts", "tiles", "checkpoint"
 def page(rows):
     """The page as Markdown."""
     rows = sorted(rows, key=lambda row: ORDER.index(row.test[5:].split(".")[0]))
-    import llama_models  # noqa: F401  (its version is part of the claim)
     from importlib.metadata import version
+
+    import llama_models  # noqa: F401  (its version is part of the claim)
 
     versions = ", ".join(
         f"{name} {version(name)}"
@@ -160,12 +159,14 @@ def page(rows):
     )
     versions = re.sub(r"\+\w+", "", versions)
     table = "\n".join(
-        f"| {row.part} | {row.against} | {row.inputs} | `{row.difference}` | `{row.limit}` | `{row.test}` |"
+        f"| {row.part} | {row.against} | {row.inputs} "
+        f"| `{row.difference}` | `{row.limit}` | `{row.test}` |"
         for row in rows
     )
     return PAGE_TEXT.format(
         versions=versions,
-        machine=f"{platform.system()} on {platform.machine()}, CPU, Python {platform.python_version()}",
+        machine=f"{platform.system()} on {platform.machine()}, CPU, "
+        f"Python {platform.python_version()}",
         table=table,
     )
 

@@ -20,7 +20,7 @@ for the spaces that line numbers up. nbval leaves out the bytes of PNG and JPEG.
 import re
 from pathlib import Path
 
-from nbval.plugin import IPyNbCell, IPyNbFile, coalesce_streams
+from nbval.plugin import IPyNbCell, IPyNbFile
 
 # A sign counts where no number ends before it: 0.7-0.9 is a range.
 NUMBER = re.compile(r"((?:(?<![\w.])[-+])?(?<![\w.])\d[\d,]*(?:\.\d*)?(?:e[-+]?\d+)?)")
