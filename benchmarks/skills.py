@@ -24,23 +24,22 @@ import argparse
 import fcntl
 import json
 import platform
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from mllama_lite.adapters.data import read_samples
+from mllama_lite.adapters.lora import add_adapter
 from mllama_lite.adapters.peft_files import save_adapter
 from mllama_lite.adapters.training import Processes, Recipe, Trainer
-from mllama_lite.vlm import load
-from mllama_lite.adapters.lora import add_adapter
 from mllama_lite.small_model.evaluation import answers, exact_match, held_out
-from mllama_lite.adapters.data import read_samples
+from mllama_lite.vlm import load
+from places import ROOT  # and with it emoji is found
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "notebooks"))
-import emoji  # noqa: E402
+# isort: split
+import emoji
 
 OUT = ROOT / "notebooks" / "measured" / "skills.json"
 ADAPTER = ROOT / "notebooks" / "measured" / "emoji_adapter"

@@ -81,7 +81,7 @@ def train_bpe(words: Iterable[bytes], num_merges: int) -> dict[bytes, int]:
         merged = best[0] + best[1]
         # Two different pairs can spell the same token; it keeps its first rank.
         ranks.setdefault(merged, len(ranks))
-        for word, symbols in parts.items():
+        for symbols in parts.values():
             i = 0
             while i + 1 < len(symbols):
                 if (symbols[i], symbols[i + 1]) == best:

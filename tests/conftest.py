@@ -1,4 +1,4 @@
-"""What all tests share: the path to the witnesses, and the table "What is proven".
+"""What all tests share: what stands in for a witness, and the table "What is proven".
 
 A test that measures a difference hands it to the fixture `proof`, which compares it with
 its limit and with the row of book/proven.md. `pytest --write-proof` writes that page.
@@ -14,12 +14,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "book" / "proven.md"
-sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "tools")]
-
-import torch  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -181,8 +179,9 @@ HEAD = """| Part | Compared with | Inputs | Largest difference | Limit | Test |
 
 def page(rows):
     """The page as Markdown."""
-    import llama_models  # noqa: F401  (its version is part of the claim)
     from importlib.metadata import version
+
+    import llama_models  # noqa: F401  (its version is part of the claim)
 
     versions = ", ".join(
         f"{name} {version(name)}"
@@ -191,7 +190,10 @@ def page(rows):
     versions = re.sub(r"\+\w+", "", versions)
     by_file = {}
     for row in rows:
-        line = f"| {row.part} | {row.against} | {row.inputs} | `{row.difference}` | `{row.limit}` | `{row.test}` |\n"
+        line = (
+            f"| {row.part} | {row.against} | {row.inputs} "
+            f"| `{row.difference}` | `{row.limit}` | `{row.test}` |\n"
+        )
         by_file.setdefault(row.test[5:].split(".")[0], []).append(line)
     tables = {
         title: HEAD + "".join("".join(by_file.pop(file, [])) for file in files)
@@ -200,7 +202,8 @@ def page(rows):
     assert not by_file, f"no table of the page has a place for {list(by_file)}"
     return PAGE_TEXT.format(
         versions=versions,
-        machine=f"{platform.system()} on {platform.machine()}, CPU, Python {platform.python_version()}",
+        machine=f"{platform.system()} on {platform.machine()}, CPU, "
+        f"Python {platform.python_version()}",
         tables="\n".join(f"## {title}\n\n{table}" for title, table in tables.items()),
     )
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from mllama_lite import cli, load
-from mllama_lite.small_model import training
 from mllama_lite.attention_maps import draw_looks, look
+from mllama_lite.small_model import training
 from mllama_lite.small_model.evaluation import ROWS
 from test_inference import PHOTO, folders  # noqa: F401  (a fixture)
 

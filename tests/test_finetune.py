@@ -27,9 +27,16 @@ from PIL import Image
 
 from mllama_lite import InputError, cli
 from mllama_lite.adapters import data as samples
+from mllama_lite.adapters.data import (
+    answer_logits,
+    encode_sample,
+    hold_out,
+    indices_of_step,
+    make_batch,
+    read_samples,
+)
+from mllama_lite.adapters.lora import add_adapter, lora_layers, remove_adapters
 from mllama_lite.adapters.peft_files import load_adapter
-from mllama_lite.cross_attention import VisionCache
-from mllama_lite.decoder import TextConfig
 from mllama_lite.adapters.training import (
     COLUMNS,
     Processes,
@@ -41,19 +48,12 @@ from mllama_lite.adapters.training import (
     training_dtype,
 )
 from mllama_lite.checkpoints.hub import find_folder, find_tokenizer
-from mllama_lite.vlm import VLM, load
+from mllama_lite.cross_attention import VisionCache
+from mllama_lite.decoder import TextConfig
 from mllama_lite.local_vision import VisionConfig
-from mllama_lite.adapters.lora import add_adapter, lora_layers, remove_adapters
 from mllama_lite.model import Mllama, MllamaConfig
 from mllama_lite.tokenizer import ImagePart
-from mllama_lite.adapters.data import (
-    answer_logits,
-    encode_sample,
-    hold_out,
-    indices_of_step,
-    make_batch,
-    read_samples,
-)
+from mllama_lite.vlm import VLM, load
 
 module = sys.modules["mllama_lite.adapters.training"]
 TOKENIZER = find_tokenizer(find_folder())

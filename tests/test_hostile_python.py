@@ -1,7 +1,7 @@
 """What a program can hand in wrongly: each gets one sentence, and nothing is lost by it."""
 
-import torch
 import pytest
+import torch
 from PIL import Image
 
 from mllama_lite import (

@@ -1,28 +1,20 @@
 """Adapters: what they take, what they change, and files that PEFT reads and writes."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "notebooks"))
 import reference  # before transformers: it makes torchvision importable
+
+# isort: split
 
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from mllama_lite import InputError, load
-from mllama_lite.adapters.peft_files import (
-    hub_name,
-    load_adapter,
-    our_name,
-    save_adapter,
-)
-from mllama_lite.checkpoints.hub import find_folder
 from mllama_lite.adapters.lora import (
     GROUPS,
     adapter_names,
@@ -36,6 +28,13 @@ from mllama_lite.adapters.lora import (
     unmerge,
     use_adapters,
 )
+from mllama_lite.adapters.peft_files import (
+    hub_name,
+    load_adapter,
+    our_name,
+    save_adapter,
+)
+from mllama_lite.checkpoints.hub import find_folder
 from mllama_lite.small_model.evaluation import held_out
 from mllama_lite.tokenizer import ImagePart
 

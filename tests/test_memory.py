@@ -1,6 +1,5 @@
 """What fine-tuning costs: counted without numbers, with numbers, and measured."""
 
-import sys
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -8,15 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import memory as benchmark
-
 from mllama_lite import InputError
-from mllama_lite.decoder import TextConfig
-from mllama_lite.adapters.training import recomputed
-from mllama_lite.local_vision import VisionConfig
-from mllama_lite.adapters.lora import add_adapter
 from mllama_lite.adapters.cost import Ledger, Rehearsal, peak_of_step, training_cost
+from mllama_lite.adapters.lora import add_adapter
+from mllama_lite.adapters.training import recomputed
+from mllama_lite.decoder import TextConfig
+from mllama_lite.local_vision import VisionConfig
 from mllama_lite.model import Mllama, MllamaConfig
 
 TINY = MllamaConfig(
@@ -54,9 +51,7 @@ def _gradients():
 @pytest.mark.parametrize(
     "dtype, checkpointing", [(FLOAT, True), (BF16, False), (BF16, True)]
 )
-def test_without_numbers_the_peak_is_that_of_the_real_step(
-    dtype, checkpointing, proof
-):
+def test_without_numbers_the_peak_is_that_of_the_real_step(dtype, checkpointing, proof):
     cost = training_cost(TINY, ROWS, ("all",), 4, dtype, checkpointing)
     model = Mllama(TINY).to(dtype)
     adapter = add_adapter(model, ("all",), 4, report=None)

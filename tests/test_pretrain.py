@@ -15,8 +15,9 @@ import cases
 import reference
 from mllama_lite import InputError, image_to_tiles, load
 from mllama_lite.small_model import training
-from mllama_lite.vlm import VLM
 from mllama_lite.small_model.patches import PATCH_TARGETS, patch_targets
+from mllama_lite.small_model.questions import UNKNOWN, WORDINGS, Question, ask
+from mllama_lite.small_model.scenes import COLOURS, KINDS, draw_scene, load_masks
 from mllama_lite.small_model.training import (
     Plan,
     SceneBatch,
@@ -27,11 +28,9 @@ from mllama_lite.small_model.training import (
     project,
     train,
 )
-from mllama_lite.small_model.questions import UNKNOWN, WORDINGS, Question, ask
-from mllama_lite.small_model.scenes import COLOURS, KINDS
-from mllama_lite.small_model.scenes import draw_scene, load_masks
 from mllama_lite.tiles import canvases, resized_size
 from mllama_lite.tokenizer import ImagePart
+from mllama_lite.vlm import VLM
 from test_scenes import kind_of, oracle
 
 TINY = Plan(vision_steps=3, joint_steps=6, decay_steps=2, images=2, questions=2)

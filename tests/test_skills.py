@@ -1,21 +1,19 @@
 """The emoji, and what benchmarks/skills.py learns from them."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path += [str(ROOT / "benchmarks"), str(ROOT / "notebooks")]
 import emoji
 import skills
-
 from mllama_lite import load
-from mllama_lite.adapters.peft_files import load_adapter
-from mllama_lite.adapters.lora import lora_layers
 from mllama_lite.adapters.data import read_samples
+from mllama_lite.adapters.lora import lora_layers
+from mllama_lite.adapters.peft_files import load_adapter
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)

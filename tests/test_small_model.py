@@ -8,8 +8,8 @@ from PIL import Image
 import cases
 import reference
 from mllama_lite import image_to_tiles, load
-from mllama_lite.checkpoints.hub import find_folder
 from mllama_lite.attention_maps import Looks, cross_weights, draw_looks, look, patch_map
+from mllama_lite.checkpoints.hub import find_folder
 from mllama_lite.small_model.evaluation import (
     answers,
     best_guesses,
@@ -205,7 +205,7 @@ def test_weights_are_those_that_made_the_output(vlm, scenes, count):
     assert list(found) == list(vlm.config.text.cross_attention_layers)
     assert [list(weights) for weights in looks.weights] == [list(found)] * count
     last = slice(len(tokens) - 1, len(tokens) - 1 + len(written))
-    for layer, ((hidden, key, value, _), output) in found.items():
+    for layer, ((_, _, value, _), output) in found.items():
         parts = [weights[layer] for weights in looks.weights]
         for part, image in zip(parts, images):
             tiles = image_to_tiles(image, 56).num_tiles
