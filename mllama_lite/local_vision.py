@@ -172,9 +172,10 @@ class VisionAttention(nn.Module):
             [N, padded V, D].
         """
         heads = (self.num_heads, -1)
-        query = self.q_proj(x).unflatten(-1, heads).transpose(1, 2)  # [N, H, padded V, E]
-        key = self.k_proj(x).unflatten(-1, heads).transpose(1, 2)  # [N, H, padded V, E]
-        value = self.v_proj(x).unflatten(-1, heads).transpose(1, 2)  # [N, H, padded V, E]
+        # each [N, H, padded V, E]
+        query = self.q_proj(x).unflatten(-1, heads).transpose(1, 2)
+        key = self.k_proj(x).unflatten(-1, heads).transpose(1, 2)
+        value = self.v_proj(x).unflatten(-1, heads).transpose(1, 2)
         real, padding = query[:, :, :num_real], query[:, :, num_real:]
         key_of_real, value_of_real = key[:, :, :num_real], value[:, :, :num_real]
         output = F.scaled_dot_product_attention(real, key, value)  # [N, H, real, E]
