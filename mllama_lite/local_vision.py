@@ -116,6 +116,38 @@ class PositionEmbedding(nn.Module):
         return x + only_valid_tiles(places, num_tiles) * gate
 
 
+def padded_length(num_patches: int) -> int:
+    """P rounded up to a multiple of 8 (1,608 at 560 pixels, 1,032 at 448).
+
+    Source: llama_models/llama3/multimodal/encoder_utils.py,
+    `expand_num_tokens_to_mult8`.
+    """
+    return -(-num_patches // 8) * 8
+
+
+def real_tokens_first(
+    num_tiles: int, max_tiles: int, num_patches: int
+) -> tuple[torch.Tensor, int]:
+    """Order of an image's tokens in which the real ones come before the padding.
+
+    Padding are the tokens that fill a tile up to a multiple of 8, and all tokens of
+    tiles that the canvas does not have.
+
+    Args:
+        num_tiles: valid tiles.
+        max_tiles: K.
+        num_patches: P.
+
+    Returns:
+        (order, num_real): int [K·padded P], a permutation of the flattened tokens, and
+        num_tiles·P.
+    """
+    real = torch.zeros(max_tiles, padded_length(num_patches), dtype=torch.bool)
+    real[:num_tiles, :num_patches] = True
+    order = real.flatten().int().argsort(descending=True, stable=True)
+    return order, num_tiles * num_patches
+
+
 class VisionAttention(nn.Module):
     """Attention among all tokens of an image, without bias and without RoPE.
 
@@ -233,38 +265,6 @@ class VisionLayers(nn.Module):
                 kept.append(x)
             x = layer(x, num_real)
         return x, kept
-
-
-def padded_length(num_patches: int) -> int:
-    """P rounded up to a multiple of 8 (1,608 at 560 pixels, 1,032 at 448).
-
-    Source: llama_models/llama3/multimodal/encoder_utils.py,
-    `expand_num_tokens_to_mult8`.
-    """
-    return -(-num_patches // 8) * 8
-
-
-def real_tokens_first(
-    num_tiles: int, max_tiles: int, num_patches: int
-) -> tuple[torch.Tensor, int]:
-    """Order of an image's tokens in which the real ones come before the padding.
-
-    Padding are the tokens that fill a tile up to a multiple of 8, and all tokens of
-    tiles that the canvas does not have.
-
-    Args:
-        num_tiles: valid tiles.
-        max_tiles: K.
-        num_patches: P.
-
-    Returns:
-        (order, num_real): int [K·padded P], a permutation of the flattened tokens, and
-        num_tiles·P.
-    """
-    real = torch.zeros(max_tiles, padded_length(num_patches), dtype=torch.bool)
-    real[:num_tiles, :num_patches] = True
-    order = real.flatten().int().argsort(descending=True, stable=True)
-    return order, num_tiles * num_patches
 
 
 class LocalVision(nn.Module):
