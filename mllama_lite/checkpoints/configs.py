@@ -97,22 +97,6 @@ VISION_FIELDS = {
     "hidden_act": maybe(one_of("gelu")),
 }
 
-META_FIELDS = {
-    "dim": WIDTH,
-    "n_layers": DEPTH,
-    "n_heads": HEADS,
-    "n_kv_heads": maybe(HEADS),
-    "vocab_size": maybe(VOCABULARY),
-    "multiple_of": WIDTH,
-    "ffn_dim_multiplier": maybe(FACTOR),
-    "norm_eps": maybe(EPSILON),
-    "rope_theta": maybe(THETA),
-    "use_scaled_rope": maybe(FLAG),
-    "vision_chunk_size": maybe(whole(-1, 4096)),
-    "vision_max_num_chunks": maybe(whole(-1, 64)),
-    "vision_num_cross_attention_layers": maybe(whole(-1, 512)),
-}
-
 
 def config_from_hub(
     document: dict[str, Any], where: Path | str = "config.json"
@@ -282,6 +266,23 @@ def _tile_relations(config, name):
     fits = tiles * side**2 <= MOST_PIXELS and tiles * config.num_patches <= MOST_TOKENS
     room = f"{MOST_PIXELS:,} pixels and {MOST_TOKENS:,} patches"
     yield fits, name, f"{tiles} tiles of together at most {room}"
+
+
+META_FIELDS = {
+    "dim": WIDTH,
+    "n_layers": DEPTH,
+    "n_heads": HEADS,
+    "n_kv_heads": maybe(HEADS),
+    "vocab_size": maybe(VOCABULARY),
+    "multiple_of": WIDTH,
+    "ffn_dim_multiplier": maybe(FACTOR),
+    "norm_eps": maybe(EPSILON),
+    "rope_theta": maybe(THETA),
+    "use_scaled_rope": maybe(FLAG),
+    "vision_chunk_size": maybe(whole(-1, 4096)),
+    "vision_max_num_chunks": maybe(whole(-1, 64)),
+    "vision_num_cross_attention_layers": maybe(whole(-1, 512)),
+}
 
 
 def config_from_meta(

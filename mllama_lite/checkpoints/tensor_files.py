@@ -21,6 +21,7 @@ import torch
 from mllama_lite.errors import InputError, shown
 from mllama_lite.files import (
     TEXT,
+    Kind,
     check_fields,
     damaged_file,
     list_of,
@@ -91,6 +92,7 @@ SAFETENSORS_DTYPES = {
     "BF16": torch.bfloat16,
 }
 
+NOTES = object_of(Kind("text", lambda value: type(value) is str), 10_000)
 SAFETENSORS_FIELDS = {
     "dtype": TEXT,
     "shape": list_of(whole(0, 2**48), most=16),
@@ -98,8 +100,10 @@ SAFETENSORS_FIELDS = {
 }
 
 
-def read_safetensors_header(path: Path | str) -> dict[str, StoredTensor]:
-    """Names and places of the tensors of a `.safetensors` file.
+def read_safetensors(
+    path: Path | str,
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Names and places of the tensors of a `.safetensors` file, and what is noted there.
 
     The file begins with the length of the header, 8 bytes little-endian; then the
     header, JSON; then the numbers: one tensor after the other, without a gap and
@@ -109,7 +113,7 @@ def read_safetensors_header(path: Path | str) -> dict[str, StoredTensor]:
         path: of the file.
 
     Returns:
-        dict from name to StoredTensor.
+        (dict from name to StoredTensor, dict of texts).
 
     Raises:
         InputError: the file breaks a promise of the format, holds numbers that are no
@@ -129,7 +133,7 @@ def read_safetensors_header(path: Path | str) -> dict[str, StoredTensor]:
                 f"{MOST_HEADER:,}; a Llama 3 model's is a hundredth of that."
             )
         header = parse_json(file.read(length), f"the header of {path}")
-    check_fields(header, {"__metadata__": maybe(object_of(TEXT, 10_000))}, path)
+    notes = check_fields(header, {"__metadata__": maybe(NOTES)}, path)
     header.pop("__metadata__", None)
     tensors, spans = {}, []
     for name, entry in header.items():
@@ -155,7 +159,12 @@ def read_safetensors_header(path: Path | str) -> dict[str, StoredTensor]:
         raise damaged_file(
             path, f"its tensors end at byte {8 + length + covered}, it has {size}"
         )
-    return tensors
+    return tensors, notes.get("__metadata__", {})
+
+
+def read_safetensors_header(path: Path | str) -> dict[str, StoredTensor]:
+    """The tensors alone; see `read_safetensors`."""
+    return read_safetensors(path)[0]
 
 
 def check_dtype(path: Path, name: str, dtype: torch.dtype | None, stored: str) -> None:
