@@ -28,8 +28,8 @@ from mllama_lite.adapters.lora import (
 from mllama_lite.checkpoints.tensor_files import read_safetensors
 from mllama_lite.errors import InputError, shown
 from mllama_lite.files import (
+    ANY_TEXT,
     FLAG,
-    TEXT,
     as_path,
     check_fields,
     exists,
@@ -65,6 +65,10 @@ def our_name(name: str) -> str:
     return name.removeprefix("model.")
 
 
+# The note in which `save_adapter` keeps the sample of the model.
+SAMPLE = "sample_of_base"
+
+
 def sample_of_base(model: Mllama, each: int = 4) -> torch.Tensor:
     """Some numbers of every parameter of a model, without its adapters.
 
@@ -84,6 +88,25 @@ def sample_of_base(model: Mllama, each: int = 4) -> torch.Tensor:
         flat = parameter.detach().flatten()
         samples.append(flat[torch.tensor(places, device=flat.device)].float().cpu())
     return torch.cat(samples)
+
+
+def _check_sample(folder, model, noted):
+    """Compare a model with the one of which a file has a sample, up to bf16's rounding."""
+    if noted is None:
+        return  # written by PEFT, which notes nothing of the kind
+    mine = sample_of_base(model)
+    try:
+        data = bytearray(base64.b64decode(noted, validate=True))
+        theirs = torch.frombuffer(data, dtype=torch.float32)
+    except ValueError:
+        theirs = mine[:0]
+    if theirs.shape != mine.shape or not torch.allclose(
+        theirs, mine, rtol=2**-8, atol=1e-6, equal_nan=True
+    ):
+        raise InputError(
+            f"{folder} belongs to another model of the same size: expected the one that "
+            "it was trained on, whose numbers it has noted; load that one."
+        )
 
 
 def save_adapter(
@@ -146,7 +169,7 @@ def save_adapter(
 RANK, ALPHA, MANY = whole(1, 2**20), number(1e-6, 1e6), 2000
 NOTHING = (list_of(one_of(), most=0), object_of(one_of(), most=0))
 ADAPTER_FIELDS = {
-    "base_model_name_or_path": maybe(TEXT),
+    "base_model_name_or_path": maybe(ANY_TEXT),
     "r": maybe(RANK),
     "rank_pattern": maybe(object_of(RANK, MANY)),
     "lora_alpha": ALPHA,
@@ -166,6 +189,44 @@ ADAPTER_FIELDS = {
     "layer_replication": maybe(*NOTHING),
     "alora_invocation_tokens": maybe(*NOTHING),
 }
+
+
+# A pattern that is a plain name, and one that may be searched for without danger: `.*`
+# stands in it once at most, and nothing else but digits is repeated.
+PLAIN = re.compile(r"[\w-]+(\.[\w-]+)*")
+SAFE = re.compile(r"\^?([\w.-]|\\\.|\\d\+?)*(\.\*)?([\w.-]|\\\.|\\d\+?)*\$?")
+MOST_SAFE = 100  # patterns that are no plain names
+
+
+def _read_patterns(folder, setting, patterns):
+    """A list of (function that says whether a layer matches, value), in their order.
+
+    In PEFT, patterns are regular expressions for the end of a layer's name, and the
+    first that matches counts. One from somebody else can be made to compute for ages.
+    """
+    found, others = [], 0
+    for pattern, value in patterns.items():
+        if PLAIN.fullmatch(pattern):
+            found.append((_ends(pattern), value))
+            continue
+        others += 1
+        if len(pattern) > 200 or not SAFE.fullmatch(pattern) or others > MOST_SAFE:
+            raise InputError(
+                f"{folder} has {shown(pattern)} in {setting}: expected a layer's name or "
+                r"its end, in which \d+ and one .* may stand, and at most "
+                f"{MOST_SAFE} that are no plain names; write the names out."
+            )
+        found.append((re.compile(rf"(.*\.)?({pattern})$").match, value))
+    return found
+
+
+def _ends(name):
+    return lambda layer: f".{layer}".endswith(f".{name}")
+
+
+def _value(patterns, layer, otherwise):
+    """The value of the first pattern that matches a layer."""
+    return next((value for matches, value in patterns if matches(layer)), otherwise)
 
 
 def load_adapter(
@@ -301,64 +362,3 @@ def _check_copy(folder, modules, key, tensor):
             f"{folder} holds another {layer}: expected the weights of this model; use "
             "the model that it was trained on."
         )
-
-
-# The note in which `save_adapter` keeps the sample of the model.
-SAMPLE = "sample_of_base"
-
-
-def _check_sample(folder, model, noted):
-    """Compare a model with the one of which a file has a sample, up to bf16's rounding."""
-    if noted is None:
-        return  # written by PEFT, which notes nothing of the kind
-    mine = sample_of_base(model)
-    try:
-        data = bytearray(base64.b64decode(noted, validate=True))
-        theirs = torch.frombuffer(data, dtype=torch.float32)
-    except ValueError:
-        theirs = mine[:0]
-    if theirs.shape != mine.shape or not torch.allclose(
-        theirs, mine, rtol=2**-8, atol=1e-6, equal_nan=True
-    ):
-        raise InputError(
-            f"{folder} belongs to another model of the same size: expected the one that "
-            "it was trained on, whose numbers it has noted; load that one."
-        )
-
-
-# A pattern that is a plain name, and one that may be searched for without danger: `.*`
-# stands in it once at most, and nothing else but digits is repeated.
-PLAIN = re.compile(r"[\w-]+(\.[\w-]+)*")
-SAFE = re.compile(r"\^?([\w.-]|\\\.|\\d\+?)*(\.\*)?([\w.-]|\\\.|\\d\+?)*\$?")
-MOST_SAFE = 100  # patterns that are no plain names
-
-
-def _read_patterns(folder, setting, patterns):
-    """A list of (function that says whether a layer matches, value), in their order.
-
-    In PEFT, patterns are regular expressions for the end of a layer's name, and the
-    first that matches counts. One from somebody else can be made to compute for ages.
-    """
-    found, others = [], 0
-    for pattern, value in patterns.items():
-        if PLAIN.fullmatch(pattern):
-            found.append((_ends(pattern), value))
-            continue
-        others += 1
-        if len(pattern) > 200 or not SAFE.fullmatch(pattern) or others > MOST_SAFE:
-            raise InputError(
-                f"{folder} has {shown(pattern)} in {setting}: expected a layer's name or "
-                r"its end, in which \d+ and one .* may stand, and at most "
-                f"{MOST_SAFE} that are no plain names; write the names out."
-            )
-        found.append((re.compile(rf"(.*\.)?({pattern})$").match, value))
-    return found
-
-
-def _ends(name):
-    return lambda layer: f".{layer}".endswith(f".{name}")
-
-
-def _value(patterns, layer, otherwise):
-    """The value of the first pattern that matches a layer."""
-    return next((value for matches, value in patterns if matches(layer)), otherwise)

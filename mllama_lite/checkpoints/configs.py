@@ -14,8 +14,8 @@ import torch
 from mllama_lite.decoder import TextConfig
 from mllama_lite.errors import InputError, shown
 from mllama_lite.files import (
+    ANY_OBJECT,
     FLAG,
-    OBJECT,
     check_fields,
     check_relations,
     list_of,
@@ -39,8 +39,8 @@ INDICES = list_of(whole(0, 511), least=1, most=512)
 MOST_PIXELS, MOST_TOKENS = 2**25, 2**16  # of an image: all its tiles together
 
 HUB_FIELDS = {
-    "text_config": OBJECT,
-    "vision_config": OBJECT,
+    "text_config": ANY_OBJECT,
+    "vision_config": ANY_OBJECT,
     "image_token_index": maybe(TOKEN),
     "eos_token_id": maybe(TOKEN, list_of(TOKEN)),
 }
@@ -55,8 +55,8 @@ TEXT_FIELDS = {
     "head_dim": maybe(whole(2, 4096)),
     "rms_norm_eps": EPSILON,
     "rope_theta": maybe(THETA),
-    "rope_scaling": maybe(OBJECT),
-    "rope_parameters": maybe(OBJECT),
+    "rope_scaling": maybe(ANY_OBJECT),
+    "rope_parameters": maybe(ANY_OBJECT),
     "max_position_embeddings": maybe(CONTEXT),
     "tie_word_embeddings": maybe(FLAG),
     "eos_token_id": maybe(TOKEN, list_of(TOKEN)),

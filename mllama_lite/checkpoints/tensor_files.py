@@ -20,7 +20,7 @@ import torch
 
 from mllama_lite.errors import InputError, shown
 from mllama_lite.files import (
-    TEXT,
+    ANY_TEXT,
     Kind,
     check_fields,
     damaged_file,
@@ -94,7 +94,7 @@ SAFETENSORS_DTYPES = {
 
 NOTES = object_of(Kind("text", lambda value: type(value) is str), 10_000)
 SAFETENSORS_FIELDS = {
-    "dtype": TEXT,
+    "dtype": ANY_TEXT,
     "shape": list_of(whole(0, 2**48), most=16),
     "data_offsets": list_of(whole(0, 2**48), least=2, most=2),
 }
