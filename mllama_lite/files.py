@@ -199,8 +199,8 @@ def one_of(*values: Any) -> Kind:
 
 
 FLAG = Kind("true or false", lambda value: type(value) is bool)
-TEXT = Kind("text", lambda value: type(value) is str and len(value) < 10_000)
-OBJECT = Kind("an object", lambda value: type(value) is dict)
+ANY_TEXT = Kind("text", lambda value: type(value) is str and len(value) < 10_000)
+ANY_OBJECT = Kind("an object", lambda value: type(value) is dict)
 
 
 def list_of(kind: Kind, least: int = 0, most: int = 1000) -> Kind:

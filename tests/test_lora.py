@@ -278,10 +278,10 @@ def test_what_is_not_plain_lora_is_refused(vlm, saved, setting, value):
     assert not lora_layers(vlm.model)
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '{"lora_alpha": "8"}'])
+@pytest.mark.parametrize("content", ["{}", '{"lora_alpha": "8"}'])
 def test_a_configuration_without_alpha_is_refused(vlm, saved, content):
     (saved / "adapter_config.json").write_text(content)
-    with pytest.raises(InputError, match="lora_alpha .*expected a number"):
+    with pytest.raises(InputError, match="lora_alpha.*expected a number"):
         load_adapter(vlm.model, saved)
 
 
@@ -302,7 +302,7 @@ def add(name):
     "change, message",
     [
         (drop, "only one of the two matrices"),
-        (widen, "expected a product of \\[128, 128\\]"),
+        (widen, r"expected \[128, 2\] and \[2, 128\]"),
         (dict.clear, "holds no matrices"),
         (
             add("base_model.model.lm_head.weight"),
@@ -324,7 +324,7 @@ def test_files_that_do_not_fit_are_refused(vlm, saved, change, message):
 def test_missing_and_damaged_files_are_refused(vlm, saved, file):
     content = (saved / file).read_bytes()
     (saved / file).write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="truncated or damaged"):
         load_adapter(vlm.model, saved)
     (saved / file).unlink()
     with pytest.raises(InputError, match=f"has no {file}"):

@@ -36,7 +36,7 @@ from mllama_lite.checkpoints.tensor_files import (
 from mllama_lite.devices import find_device, find_dtype, free_memory
 from mllama_lite.errors import InputError, shown
 from mllama_lite.files import (
-    TEXT,
+    ANY_TEXT,
     as_path,
     check_fields,
     damaged_file,
@@ -63,7 +63,7 @@ def read_index(folder: Path) -> dict[str, str]:
             file of this very folder.
     """
     path = folder / INDEX
-    entries = {"weight_map": object_of(TEXT, 1_000_000)}
+    entries = {"weight_map": object_of(ANY_TEXT, 1_000_000)}
     places = check_fields(read_json(path, MOST_INDEX), entries, path)["weight_map"]
     for tensor, name in places.items():
         if not re.fullmatch(r"[\w.-]+\.safetensors", name):
