@@ -7,7 +7,6 @@ Built in chapter 13, notebooks/13_finetuning.ipynb.
 import torch
 
 from mllama_lite.adapters.data import Sample
-from mllama_lite.adapters.recipe import Recipe
 from mllama_lite.tiles import open_image
 from mllama_lite.tokenizer import Tokenizer
 from mllama_lite.vlm import VLM
@@ -87,12 +86,13 @@ def verdict(trainer, samples: list[Sample], before: list[str], after: list[str])
         )
     known = any(a == w for a, w in zip(after, wanted)) or right[-1] > right[0]
     if not last < 0.98 * first:
-        lines += [f"Nothing was learned: the loss has not fallen. {advice(trainer, 1)}"]
+        lines.append("Nothing was learned: the loss has not fallen.")
     elif before == after and not known:
-        lines += [
-            "Nothing was learned that shows: these answers are what they were. "
-            + advice(trainer, 3)
-        ]
+        lines.append("Nothing was learned that shows: these answers are what they were.")
+    else:
+        return "\n".join(lines)
+    # A loss that has grown says that the steps were too long.
+    lines.append(advice(trainer, 1 / 3 if last > 1.02 * first else 3))
     return "\n".join(lines)
 
 
@@ -106,13 +106,11 @@ def losses(trainer) -> tuple[float, float]:
 
 
 def advice(trainer, factor: float) -> str:
-    """What to try, as options of the command line."""
-    recipe: Recipe = trainer.recipe
-    ways = [f"more steps (--steps {3 * trainer.steps})"]
-    rate = recipe.lr * factor if factor > 1 else recipe.lr / 3
-    ways.append(
-        f"a {'higher' if factor > 1 else 'lower'} learning rate (--lr {rate:.2g})"
-    )
+    """What to try, as options of the command line, with a rate so many times as high."""
+    recipe = trainer.recipe
+    kind = "higher" if factor > 1 else "lower"
+    ways = [f"a {kind} learning rate (--lr {recipe.lr * factor:.2g})"]
+    ways.append(f"more steps (--steps {max(3 * trainer.steps, 100)})")
     if "head" not in recipe.targets:
         ways.append(f"the head too (--targets {','.join(recipe.targets)},head)")
     return f"Try {', '.join(ways[:-1])} or {ways[-1]}, in another folder."
