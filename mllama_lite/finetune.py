@@ -117,8 +117,9 @@ def learning_rate(recipe, step, steps):
 def recomputed(model):
     """Within this block layers keep only their input, and run again to go backward.
 
-    A third more time for a fraction of the memory. Nothing must be cached meanwhile: it
-    would be appended twice.
+    One more pass forward for a fraction of the memory: half more work where weights are
+    frozen, a third at most where all of them train. Nothing must be cached meanwhile:
+    it would be appended twice.
     """
     layers = [*model.language_model.model.layers]
     if model.config.vision is not None:
