@@ -13,7 +13,7 @@ is: whatever a variant changes, it changes from here.
 
 One seed each. How far apart two seeds lie, the unchanged model says, on test pictures:
 
-    python benchmarks/ablations.py --only "as shipped" --seed 1 --split test \\
+    python benchmarks/ablations.py --only "unchanged" --seed 1 --split test \\
         --count 500 --out notebooks/measured/seeds.json
 """
 
@@ -267,7 +267,7 @@ class Variant:
     plan: Callable = lambda plan, seconds: plan
 
 
-BASELINE = "as shipped"
+BASELINE = "unchanged"
 VARIANTS = (
     Variant(BASELINE, "nothing is changed"),
     Variant(

@@ -19,7 +19,6 @@ from mllama_lite.small_model import training
 from mllama_lite.small_model.evaluation import ROWS
 from test_inference import PHOTO, folders  # noqa: F401  (a fixture)
 
-
 QUESTION = "How many digits are there?"
 
 

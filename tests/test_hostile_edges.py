@@ -5,15 +5,11 @@ For each kind of thing that once went wrong, a test that draws more of its kind.
 
 import errno
 import io
-import json
 import os
 import signal
-import stat
 import struct
 import subprocess
 import sys
-import textwrap
-import unicodedata
 import warnings
 import zlib
 from contextlib import contextmanager
@@ -24,15 +20,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import EpsImagePlugin, Image, PngImagePlugin
+from PIL import EpsImagePlugin, Image
 
 from mllama_lite import cli
 from mllama_lite.attention_maps import LONGEST, Looks, draw_looks
-from mllama_lite.local_vision import VisionConfig
-from mllama_lite.cli import terminal
-from mllama_lite.cli.ask import PICTURES, question_and_images
+from mllama_lite.cli.ask import question_and_images
 from mllama_lite.cli.options import Number, Text, parse
 from mllama_lite.errors import InputError
+from mllama_lite.local_vision import VisionConfig
 from mllama_lite.tiles import (
     FORMATS,
     LONGEST_SIDE,
@@ -42,7 +37,6 @@ from mllama_lite.tiles import (
     image_to_tiles,
     open_image,
 )
-
 
 few = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
@@ -88,7 +82,9 @@ SVG = b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"
 @pytest.mark.parametrize("name", ["photo.png", "photo.eps", "photo"])
 def test_no_picture_starts_an_outside_program(tmp_path, monkeypatch, name):
     started = []
-    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: started.append(a))
+    monkeypatch.setattr(
+        EpsImagePlugin, "Ghostscript", lambda *a, **k: started.append(a)
+    )
     with Image.open(io.BytesIO(EPS)) as image:  # Pillow would
         assert image.format == "EPS"
         with pytest.raises(Exception):
@@ -428,7 +424,8 @@ def test_drawings_are_bounded(size, tokens, images):
         tokens = 1200 // images
     looks = looks_of(size, tokens, images)
     looks.weights = [
-        {n: w[:, :, : choose_tiles(size)] for n, w in one.items()} for one in looks.weights
+        {n: w[:, :, : choose_tiles(size)] for n, w in one.items()}
+        for one in looks.weights
     ]
     drawn = draw_looks(looks, config)
     assert max(drawn.size) <= LONGEST

@@ -68,8 +68,9 @@ from mllama_lite.vlm import VLM, load
 def recomputed(model: Mllama) -> Iterator[None]:
     """Within this block layers keep only their input, and run again to go backward.
 
-    A third more time for a fraction of the memory. Nothing must be cached meanwhile: it
-    would be appended twice.
+    One more pass forward for a fraction of the memory: half more work where weights are
+    frozen, a third at most where all of them train. Nothing must be cached meanwhile:
+    it would be appended twice.
     """
     layers = [*model.language_model.model.layers]
     if model.config.vision is not None:
@@ -104,7 +105,6 @@ class Processes:
         if os.environ.get("WORLD_SIZE") in (None, "", "1"):
             self.device = find_device(device)
             return
-        _check_environment()
         try:
             from accelerate import Accelerator
         except ImportError:
@@ -112,6 +112,7 @@ class Processes:
                 "Several processes were started and accelerate is not installed: "
                 "expected it for training on several devices; pip install accelerate."
             ) from None
+        _check_environment()
         on_cpu = str(device) == "cpu" or not torch.cuda.is_available()
         try:
             self.accelerator = Accelerator(cpu=on_cpu)
