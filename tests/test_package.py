@@ -1,7 +1,12 @@
-"""What an import of the package brings with it, and what it must not."""
+"""What an import of the package brings with it, what it must not, and what is shipped."""
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NOT_SHIPPED = {"ruff.toml"}
 
 FOREIGN = (
     "transformers",
@@ -43,3 +48,31 @@ def test_public_names_exist():
 
     for name in ml.__all__:
         assert getattr(ml, name).__doc__, name
+
+
+def test_every_file_of_the_package_is_shipped():
+    """Modules lie in packages that setuptools finds, and everything else is named as data."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"][
+        "setuptools"
+    ]
+    assert settings["packages"]["find"] == {
+        "include": ["mllama_lite*"],
+        "namespaces": False,
+    }
+    package = ROOT / "mllama_lite"
+    files = {p for p in package.rglob("*") if p.is_file() and p.suffix != ".pyc"}
+    modules = {path for path in files if path.suffix == ".py"}
+    assert all((path.parent / "__init__.py").is_file() for path in modules)
+    patterns = settings["package-data"]["mllama_lite"]
+    data = {path for pattern in patterns for path in package.glob(pattern)}
+    left = {path.name for path in files - modules - data}
+    assert left == NOT_SHIPPED and package / "py.typed" in data
+
+
+def test_notebooks_can_be_compared_by_their_cells():
+    """What `git diff` shows of a notebook, see CONTRIBUTING.md: sources and no outputs."""
+    path = ROOT / "notebooks" / "02_rope.ipynb"
+    command = [sys.executable, str(ROOT / "tools" / "cells.py"), str(path)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "def apply_rope(" in text and "image/png" not in text
+    assert text.count("# %% ") > 50
