@@ -27,7 +27,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
-from PIL import Image, ImageChops, ImageStat
+from PIL import Image, ImageChops
 
 ROOT = Path(__file__).resolve().parent.parent
 BY_HAND = {"__init__", "__main__", "cli"}
@@ -320,19 +320,20 @@ def in_palette(png: bytes) -> bytes:
     """A picture in 256 colours where that can't be seen, and in all its colours elsewhere.
 
     Drawings have few colours, and with a palette a third of the bytes; photographs and
-    fine gradients would show bands. The limit is a root mean square error of 1 in 255.
+    fine gradients would show bands. The limit is 12 of 255 in every pixel.
     """
     with Image.open(io.BytesIO(png)) as image:
-        if (
-            image.mode == "P"
-            or image.convert("RGBA").getchannel("A").getextrema()[0] < 255
-        ):
+        alpha = image.convert("RGBA").getchannel("A").getextrema()
+        if image.mode == "P" or alpha != (255, 255):
             return png
         picture = image.convert("RGB")
-    palette = picture.quantize(256, kmeans=1, dither=Image.Dither.NONE)
-    error = ImageStat.Stat(ImageChops.difference(picture, palette.convert("RGB"))).rms
+    palette = picture.quantize(
+        256, Image.Quantize.MAXCOVERAGE, 1, dither=Image.Dither.NONE
+    )
+    error = ImageChops.difference(picture, palette.convert("RGB")).getextrema()
     small = io.BytesIO()
-    (palette if max(error) <= 1 else picture).save(small, "PNG", optimize=True)
+    alike = max(most for _, most in error) <= 12
+    (palette if alike else picture).save(small, "PNG", optimize=True)
     return min(small.getvalue(), png, key=len)
 
 
