@@ -29,7 +29,7 @@ def import_torchvision():
     nothing is declared: a second declaration would end the process.
     """
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "operator torchvision::" not in str(error):
             raise
