@@ -13,7 +13,7 @@ is: whatever a variant changes, it changes from here.
 
 One seed each. How far apart two seeds lie, the unchanged model says, on test pictures:
 
-    python benchmarks/ablations.py --only "as shipped" --seed 1 --split test \\
+    python benchmarks/ablations.py --only "unchanged" --seed 1 --split test \\
         --count 500 --out notebooks/measured/seeds.json
 """
 
@@ -33,17 +33,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mllama_lite.small_model import training
 from mllama_lite.global_vision import VisionModel
-from mllama_lite.vlm import VLM
-from mllama_lite.small_model.evaluation import answers, exact_match, held_out
 from mllama_lite.model import Mllama
+from mllama_lite.small_model import training
+from mllama_lite.small_model.evaluation import answers, exact_match, held_out
 from mllama_lite.small_model.first_values import initialise, make_ranks, small_config
 from mllama_lite.small_model.patches import PATCH_TARGETS, PATCH_WEIGHTS
-from mllama_lite.small_model.training import SAVE_EVERY, Plan, Pretrainer, draw_batch
 from mllama_lite.small_model.scenes import load_masks
+from mllama_lite.small_model.training import SAVE_EVERY, Plan, Pretrainer, draw_batch
 from mllama_lite.tiles import image_to_tiles
 from mllama_lite.tokenizer import NUM_SPECIAL_TOKENS
+from mllama_lite.vlm import VLM
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "notebooks" / "measured" / "ablations.json"
@@ -267,7 +267,7 @@ class Variant:
     plan: Callable = lambda plan, seconds: plan
 
 
-BASELINE = "as shipped"
+BASELINE = "unchanged"
 VARIANTS = (
     Variant(BASELINE, "nothing is changed"),
     Variant(
@@ -357,7 +357,8 @@ def new_trainer(variant, plan):
     model.vision_model = variant.vision_model(config.vision)
     initialise(model, plan.seed)
     trainer = variant.trainer(plan, model, ranks, load_masks("train"))
-    variant.freeze(model)  # only now: the Pretrainer puts hooks on tables that can learn
+    # Only now: the Pretrainer puts hooks on tables that can learn.
+    variant.freeze(model)
     return trainer
 
 

@@ -29,21 +29,18 @@ from mllama_lite.adapters.training import (
     Processes,
     Trainer,
     finetune,
-    samples_checksum,
     weights_checksum,
 )
 from mllama_lite.adapters.verdict import last_turn, some_of, told, verdict
-from mllama_lite.model import Mllama, MllamaConfig, empty_model
+from mllama_lite.model import MllamaConfig, empty_model
 from mllama_lite.small_model.training import Plan, new_trainer, train
 from mllama_lite.training_folder import (
     LOCK,
     STATE,
-    check_out,
     checksum,
-    only_training,
     save_state,
 )
-from mllama_lite.vlm import VLM, load
+from mllama_lite.vlm import load
 from test_finetune import LINES, TOKENIZER, metrics, tiny, write_folder
 
 ROOT = Path(adapting.__file__).parents[2]
@@ -281,7 +278,9 @@ def test_what_somebody_else_has_made_stays(name, data, tmp_path):
     ):
         with pytest.raises(InputError) as error:
             begin()
-        assert f"holds {name.split('/')[0]}: expected an empty folder" in sentence(error)
+        assert f"holds {name.split('/')[0]}: expected an empty folder" in sentence(
+            error
+        )
         assert content(out) == before
 
 
@@ -623,8 +622,10 @@ def test_one_kind_of_training_does_not_go_on_from_the_other(
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -886,7 +887,9 @@ def test_a_rank_is_bounded_before_memory_is_taken(data, tmp_path):
     for rank in (10**9, 100_000, 1025):
         with pytest.raises(InputError) as error:
             add_adapter(model, rank=rank, report=None)
-        assert "k_proj, a matrix of 1024 x 4096: expected at most 1024" in sentence(error)
+        assert "k_proj, a matrix of 1024 x 4096: expected at most 1024" in sentence(
+            error
+        )
     with pytest.raises(InputError, match="lm_head, a matrix of 128256 x 4096: expect"):
         add_adapter(model, "head:4097", report=None)
     assert not lora_layers(model)
@@ -984,7 +987,10 @@ def test_wrong_options_of_train_are_one_sentence(option, tmp_path, capsys):
 GOOD = {"question": "What?", "answer": "yes"}
 MILLION = list(range(1_000_000))
 BAD_LINES = [
-    (b'{"question": "a", "question": "b", "answer": "c"}', "'question' stands there tw"),
+    (
+        b'{"question": "a", "question": "b", "answer": "c"}',
+        "'question' stands there tw",
+    ),
     (b'{"messages": [{"role": "user", "role": "user", "content": "a"}]}', "'role' st"),
     ({**GOOD, "file_name": 0}, "the file names are [0]"),
     ({**GOOD, "file_name": False}, "the file names are [False]"),

@@ -286,10 +286,11 @@ def add_adapter(
     for layer, own in find_ranks(model, targets, rank).items():
         out_features, in_features = model.get_submodule(layer).weight.shape
         shapes[layer] = (in_features, out_features, own, alpha * own / rank, dropout)
-    pairs = put_adapter(model, name, shapes)
+    pairs = make_pairs(model, shapes)
     generator = torch.Generator().manual_seed(seed)
     for pair in pairs.values():
         pair.first_values(generator)
+    put_adapter(model, name, pairs)
     use_adapters(model, name)
     parameters = train_only(model, name)
     if report:
@@ -343,19 +344,29 @@ def check_new_name(model: Mllama, name: str) -> None:
         )
 
 
+def make_pairs(model: Mllama, shapes: dict[str, tuple]) -> dict[str, LowRank]:
+    """A LowRank of each shape, where the layer is: dict from layer to it."""
+    return {
+        layer: LowRank(*shape, device=model.get_submodule(layer).weight.device)
+        for layer, shape in shapes.items()
+    }
+
+
 def put_adapter(
-    model: Mllama, name: str, shapes: dict[str, tuple]
+    model: Mllama, name: str, pairs: dict[str, LowRank]
 ) -> dict[str, LowRank]:
-    """Wrap layers where needed and give each a LowRank: dict from layer to it."""
-    pairs = {}
-    for layer, shape in shapes.items():
+    """Wrap layers where needed and give each its LowRank: all of them, or none.
+
+    Raises:
+        InputError: adapters are merged.
+    """
+    check_apart(model)
+    for layer, pair in pairs.items():
         module = model.get_submodule(layer)
         if not isinstance(module, LoRALinear):
             module = LoRALinear(module)
             model.set_submodule(layer, module)
-        pair = LowRank(*shape, device=module.weight.device)
-        module.adapters[name] = pairs[layer] = pair.train(model.training)
-    return pairs
+        module.adapters[name] = pair.train(model.training)
 
 
 def adapter_names(model: Mllama) -> list[str]:
@@ -427,14 +438,18 @@ def use_adapters(model: Mllama, *names: str) -> None:
     """
     for name in names:
         layers_with(model, name)
-    layers = lora_layers(model)
-    if any(layer.merged for layer in layers.values()):
+    check_apart(model)
+    for layer in lora_layers(model).values():
+        layer.active = tuple(names)
+
+
+def check_apart(model):
+    """Refuse a model whose adapters are merged into its weights."""
+    if any(layer.merged for layer in lora_layers(model).values()):
         raise InputError(
             "Adapters are merged into the weights: expected them apart before others "
             "are chosen; call unmerge first."
         )
-    for layer in layers.values():
-        layer.active = tuple(names)
 
 
 @contextmanager

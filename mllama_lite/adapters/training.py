@@ -68,8 +68,9 @@ from mllama_lite.vlm import VLM, load
 def recomputed(model: Mllama) -> Iterator[None]:
     """Within this block layers keep only their input, and run again to go backward.
 
-    A third more time for a fraction of the memory. Nothing must be cached meanwhile: it
-    would be appended twice.
+    One more pass forward for a fraction of the memory: half more work where weights are
+    frozen, a third at most where all of them train. Nothing must be cached meanwhile:
+    it would be appended twice.
     """
     layers = [*model.language_model.model.layers]
     if model.config.vision is not None:

@@ -88,7 +88,9 @@ def verdict(trainer, samples: list[Sample], before: list[str], after: list[str])
     if not last < 0.98 * first:
         lines.append("Nothing was learned: the loss has not fallen.")
     elif before == after and not known:
-        lines.append("Nothing was learned that shows: these answers are what they were.")
+        lines.append(
+            "Nothing was learned that shows: these answers are what they were."
+        )
     else:
         return "\n".join(lines)
     # A loss that has grown says that the steps were too long.
