@@ -34,7 +34,7 @@ class GatedVisionLayer(VisionLayer):
         self.gate_ffn = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: torch.Tensor, num_real: int) -> torch.Tensor:
-        """x [N, V, D], real tokens first, to [N, V, D]."""
+        """x [N, padded V, D], real tokens first, to [N, padded V, D]."""
         attended = self.self_attn(self.input_layernorm(x), num_real)
         x = x + self.gate_attn.tanh() * attended
         return x + self.gate_ffn.tanh() * self.mlp(self.post_attention_layernorm(x))

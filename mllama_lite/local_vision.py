@@ -116,6 +116,38 @@ class PositionEmbedding(nn.Module):
         return x + only_valid_tiles(places, num_tiles) * gate
 
 
+def padded_length(num_patches: int) -> int:
+    """P rounded up to a multiple of 8 (1,608 at 560 pixels, 1,032 at 448).
+
+    Source: llama_models/llama3/multimodal/encoder_utils.py,
+    `expand_num_tokens_to_mult8`.
+    """
+    return -(-num_patches // 8) * 8
+
+
+def real_tokens_first(
+    num_tiles: int, max_tiles: int, num_patches: int
+) -> tuple[torch.Tensor, int]:
+    """Order of an image's tokens in which the real ones come before the padding.
+
+    Padding are the tokens that fill a tile up to a multiple of 8, and all tokens of
+    tiles that the canvas does not have.
+
+    Args:
+        num_tiles: valid tiles.
+        max_tiles: K.
+        num_patches: P.
+
+    Returns:
+        (order, num_real): int [K·padded P], a permutation of the flattened tokens, and
+        num_tiles·P.
+    """
+    real = torch.zeros(max_tiles, padded_length(num_patches), dtype=torch.bool)
+    real[:num_tiles, :num_patches] = True
+    order = real.flatten().int().argsort(descending=True, stable=True)
+    return order, num_tiles * num_patches
+
+
 class VisionAttention(nn.Module):
     """Attention among all tokens of an image, without bias and without RoPE.
 
@@ -141,22 +173,23 @@ class VisionAttention(nn.Module):
         needed: the queries are taken in two parts, and the second gets fewer keys.
 
         Args:
-            x: [N, V, D], the `num_real` real tokens first, then padding.
+            x: [N, padded V, D], the `num_real` real tokens first, then padding.
             num_real: how many tokens are real; the same for all N.
 
         Returns:
-            [N, V, D].
+            [N, padded V, D].
         """
         heads = (-1, self.head_dim)
-        query = self.q_proj(x).unflatten(-1, heads).transpose(1, 2)  # [N, H, V, E]
-        key = self.k_proj(x).unflatten(-1, heads).transpose(1, 2)  # [N, H, V, E]
-        value = self.v_proj(x).unflatten(-1, heads).transpose(1, 2)  # [N, H, V, E]
+        # each [N, H, padded V, E]
+        query = self.q_proj(x).unflatten(-1, heads).transpose(1, 2)
+        key = self.k_proj(x).unflatten(-1, heads).transpose(1, 2)
+        value = self.v_proj(x).unflatten(-1, heads).transpose(1, 2)
         real, padding = query[:, :, :num_real], query[:, :, num_real:]
         key_of_real, value_of_real = key[:, :, :num_real], value[:, :, :num_real]
         output = F.scaled_dot_product_attention(real, key, value)  # [N, H, real, E]
         rest = F.scaled_dot_product_attention(padding, key_of_real, value_of_real)
         output = torch.cat([output.transpose(1, 2), rest.transpose(1, 2)], dim=1)
-        return self.o_proj(output.flatten(2))  # [N, V, D]
+        return self.o_proj(output.flatten(2))  # [N, padded V, D]
 
 
 class VisionMLP(nn.Module):
@@ -197,7 +230,7 @@ class VisionLayer(nn.Module):
         self.mlp = VisionMLP(config)
 
     def forward(self, x: torch.Tensor, num_real: int) -> torch.Tensor:
-        """x [N, V, D], real tokens first, to [N, V, D]."""
+        """x [N, padded V, D], real tokens first, to [N, padded V, D]."""
         x = x + self.self_attn(self.input_layernorm(x), num_real)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -219,12 +252,12 @@ class VisionLayers(nn.Module):
         """Run all layers.
 
         Args:
-            x: [N, V, D], real tokens first.
+            x: [N, padded V, D], real tokens first.
             num_real: see `VisionAttention.forward`.
             keep: indices of layers whose *input* is wanted.
 
         Returns:
-            (x [N, V, D], list of the kept inputs, each [N, V, D]).
+            (x [N, padded V, D], list of the kept inputs, each of that shape).
         """
         kept = []
         for i, layer in enumerate(self.layers):
@@ -232,38 +265,6 @@ class VisionLayers(nn.Module):
                 kept.append(x)
             x = layer(x, num_real)
         return x, kept
-
-
-def padded_length(num_patches: int) -> int:
-    """P rounded up to a multiple of 8 (1,608 at 560 pixels, 1,032 at 448).
-
-    Source: llama_models/llama3/multimodal/encoder_utils.py,
-    `expand_num_tokens_to_mult8`.
-    """
-    return -(-num_patches // 8) * 8
-
-
-def real_tokens_first(
-    num_tiles: int, max_tiles: int, num_patches: int
-) -> tuple[torch.Tensor, int]:
-    """Order of an image's tokens in which the real ones come before the padding.
-
-    Padding are the tokens that fill a tile up to a multiple of 8, and all tokens of
-    tiles that the canvas does not have.
-
-    Args:
-        num_tiles: valid tiles.
-        max_tiles: K.
-        num_patches: P.
-
-    Returns:
-        (order, num_real): int [K·padded P], a permutation of the flattened tokens, and
-        num_tiles·P.
-    """
-    real = torch.zeros(max_tiles, padded_length(num_patches), dtype=torch.bool)
-    real[:num_tiles, :num_patches] = True
-    order = real.flatten().int().argsort(descending=True, stable=True)
-    return order, num_tiles * num_patches
 
 
 class LocalVision(nn.Module):

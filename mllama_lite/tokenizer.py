@@ -7,9 +7,7 @@ Python.
 """
 
 import base64
-import binascii
 import codecs
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +19,19 @@ from typing import Any
 import tiktoken
 
 from mllama_lite.errors import InputError, shown
+from mllama_lite.files import (
+    ANY_OBJECT,
+    ANY_TEXT,
+    check_fields,
+    exists,
+    list_of,
+    object_of,
+    one_of,
+    parse_json,
+    read_bytes,
+    whole,
+    written_aside,
+)
 
 
 def bpe_merge(word: bytes, ranks: dict[bytes, int]) -> list[int]:
@@ -119,6 +130,14 @@ NAMED_SPECIAL_TOKENS = [
     "<|image|>",
 ]
 NUM_SPECIAL_TOKENS = 256
+# Those that every Llama 3 has in the same place; 3.1 renamed some of the others.
+FRAMING_TOKENS = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+)
 
 
 def special_tokens(num_base_tokens: int) -> dict[str, int]:
@@ -138,7 +157,10 @@ def special_tokens(num_base_tokens: int) -> dict[str, int]:
     return {name: num_base_tokens + i for i, name in enumerate(names)}
 
 
-def read_tokenizer_model(path):
+MOST_TOKENIZER = 1 << 25  # bytes; Llama 3's files have 2 and 17 million
+
+
+def read_tokenizer_model(path: Path | str) -> dict[bytes, int]:
     """Read Meta's `tokenizer.model`: a line a token, base64 bytes, a space, the rank.
 
     Args:
@@ -151,35 +173,47 @@ def read_tokenizer_model(path):
         InputError: the file is missing, or a line of it cannot be read.
     """
     path = Path(path)
-    if not path.is_file():
+    if not exists(path):
         raise InputError(
             f"No tokenizer file at {path}: expected Meta's tokenizer.model; "
             "copy it there from the model's download."
         )
     ranks = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    lines = read_bytes(path, MOST_TOKENIZER).splitlines()
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except (ValueError, binascii.Error):
+            encoded, rank = line.split()
+            token = base64.b64decode(encoded, validate=True)
+            if not rank.isdigit() or len(rank) > 9 or token in ranks:
+                raise ValueError
+        except ValueError:
             raise InputError(
-                f"Line {number} of {path} is {line[:40]!r}: expected base64, a space "
-                "and a number; download the file again."
+                f"Line {number} of {path} is {shown(line)}: expected base64 of a new "
+                "token, a space and a number; download the file again."
             ) from None
+        ranks[token] = int(rank)
     _check_ranks(ranks, path)
     return ranks
 
 
-def write_tokenizer_model(ranks: dict[bytes, int], path: str | PathLike) -> None:
+def write_tokenizer_model(ranks: dict[bytes, int], path: Path | str) -> None:
     """Write ranks (dict from bytes to rank) in the format of `read_tokenizer_model`."""
-    with open(path, "wb") as file:
+    with written_aside(path) as part, open(part, "wb") as file:
         for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
             file.write(base64.b64encode(token) + b" %d\n" % rank)
 
 
-def read_tokenizer_json(path):
+TOKENIZER_FIELDS = {
+    "model": ANY_OBJECT,
+    "added_tokens": list_of(ANY_OBJECT, most=10_000),
+}
+BPE_FIELDS = {"type": one_of("BPE"), "vocab": object_of(whole(0, 2**31), 2**22)}
+ADDED_FIELDS = {"id": whole(0, 2**31), "content": ANY_TEXT}
+
+
+def read_tokenizer_json(path: Path | str) -> dict[bytes, int]:
     """Read the ranks out of the hub's `tokenizer.json`.
 
     The hub writes the bytes of a token as printable characters (GPT-2's table), and
@@ -192,26 +226,37 @@ def read_tokenizer_json(path):
         dict from a token's bytes to its rank.
 
     Raises:
-        InputError: the file is no byte-level BPE in the hub's format.
+        InputError: the file is no byte-level BPE in the hub's format, or its special
+            tokens are not where Llama 3 has them.
     """
+    document = parse_json(read_bytes(path, MOST_TOKENIZER), path)
+    given = check_fields(document, TOKENIZER_FIELDS, path)
+    model = check_fields(given["model"], BPE_FIELDS, path, "model.")
+    added = [
+        check_fields(token, ADDED_FIELDS, path, "added_tokens.")
+        for token in given["added_tokens"]
+    ]
+    special, byte_of = {token["id"] for token in added}, printable_bytes()
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-        model = document["model"]
-        if model["type"] != "BPE":
-            raise KeyError(model["type"])
-        special = {token["id"] for token in document["added_tokens"]}
-        byte_of = printable_bytes()
         ranks = {
             bytes(byte_of[character] for character in token): rank
             for token, rank in model["vocab"].items()
             if rank not in special
         }
-    except (KeyError, TypeError, ValueError, OSError):
+    except KeyError as error:
         raise InputError(
-            f"{path} is not a byte-level BPE tokenizer: expected the hub's "
-            "tokenizer.json of a Llama 3 model; download the file again."
+            f"{path} has {error} in a token: expected GPT-2's characters for bytes, as "
+            "in the hub's tokenizer.json of a Llama 3 model; download the file again."
         ) from None
     _check_ranks(ranks, path)
+    wanted = special_tokens(len(ranks))
+    for token in added:
+        name, id = token["content"], token["id"]
+        if name in FRAMING_TOKENS and id != wanted[name]:
+            raise InputError(
+                f"{path} has id {id} for {name}: expected {wanted[name]}, as in Llama "
+                "3; use the tokenizer of a Llama 3 model."
+            )
     return ranks
 
 
@@ -318,7 +363,7 @@ class Tokenizer:
         self._special_ids = frozenset(self.special.values()) | {self.image_id}
 
     @classmethod
-    def from_file(cls, path: str | PathLike) -> "Tokenizer":
+    def from_file(cls, path: Path | str) -> "Tokenizer":
         """Read Meta's `tokenizer.model` or the hub's `tokenizer.json`.
 
         Raises:

@@ -48,6 +48,20 @@ def test_a_data_folder_holds_what_it_says_and_is_the_same_each_time(tmp_path):
     assert texts == ["egg", "egg", "taco", "taco"] * 2
 
 
+@pytest.mark.parametrize("share", [1 / 4, 1 / 2])
+def test_old_questions_are_a_share_and_answered_as_before(tmp_path, share):
+    emoji.write_data(tmp_path, emoji.DESIGNERS[:2], 3, ["egg", "taco"])
+    skills.add_old(tmp_path, share)
+    vlm = load(dtype="float32", device="cpu")
+    samples, _ = read_samples(tmp_path, vlm.tokenizer, vlm.config)
+    text = (tmp_path / "metadata.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    old = [line for line in lines if line["question"] != emoji.QUESTION]
+    assert len(samples) == len(lines) and len(old) == share * len(lines)
+    for line in old:
+        assert vlm.ask(tmp_path / line["file_name"], line["question"]) == line["answer"]
+
+
 @pytest.mark.parametrize("name", ["full", skills.SHOWN])
 def test_a_line_says_what_was_trained(name, tmp_path):
     setting = next(one for one in skills.SETTINGS if one.name == name)

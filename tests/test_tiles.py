@@ -315,7 +315,7 @@ def test_truncated_files(tmp_path, kind):
     for part in (0.1, 0.5, 0.9):
         path = tmp_path / f"cut.{kind.lower()}"
         path.write_bytes(data[: int(len(data) * part)])
-        with pytest.raises(InputError, match="truncated|no image"):
+        with pytest.raises(InputError, match="truncated|no format"):
             open_image(path)
 
 
@@ -324,18 +324,20 @@ def test_bad_files(tmp_path, monkeypatch):
     (tmp_path / "text.jpg").write_text("not an image")
     for name, says in [
         ("nothing.jpg", "does not exist"),
-        ("empty.jpg", "empty or no image"),
-        ("text.jpg", "empty or no image"),
+        ("empty.jpg", "empty or of no format"),
+        ("text.jpg", "empty or of no format"),
         ("", "cannot be read"),
     ]:
         with pytest.raises(InputError, match=says):
             open_image(tmp_path / name)
     with pytest.raises(InputError, match="An image is a int"):
         open_image(7)
-    monkeypatch.setattr(tiles.Image, "MAX_IMAGE_PIXELS", 100)
-    for side in (
-        11,
-        40,
-    ):  # Pillow warns above the limit, and refuses above twice the limit
-        with pytest.raises(InputError, match="more than 100 pixels"):
-            open_image(saved(Image.new("RGB", (side, side)), "PNG"))
+    monkeypatch.setattr(tiles, "MOST_PIXELS", 100)
+    monkeypatch.setattr(tiles, "LONGEST_SIDE", 50)
+    for size in ((11, 10), (40, 40), (51, 1), (1, 51)):
+        shape = f"has {size[0]} x {size[1]} pixels: expected at most 100 pixels and 50"
+        for source in (Image.new("RGB", size), saved(Image.new("RGB", size), "PNG")):
+            with pytest.raises(InputError, match=shape):
+                open_image(source)
+    for size in ((10, 10), (50, 2), (2, 50)):
+        assert open_image(saved(Image.new("RGB", size), "PNG")).size == size

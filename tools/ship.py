@@ -78,7 +78,7 @@ def main():
     for name in PICTURES:
         example(name).image.save(SMALL / "pictures" / f"{name}.png")
     vlm = load(device="cpu")
-    looks = look(vlm, SMALL / "pictures" / "digits.png", QUESTION)
+    looks = look(vlm, QUESTION, SMALL / "pictures" / "digits.png")
     draw_looks(looks, vlm.config.vision).save(ATTENTION)
     print(f"{SMALL}: {looks.answer!r} to {QUESTION!r}")
 
