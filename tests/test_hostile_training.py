@@ -802,7 +802,7 @@ def test_saving_that_fails_keeps_the_state_before(begun, monkeypatch):
 # Settings
 
 
-HUGE = int("9" * 5000)
+HUGE = 10**5000 - 1
 WRONG = {
     "targets": [5, [], (), ("self", 5), b"self", {"a": 1}, "head:" + "9" * 5000]
     + ["head:0", "head:-1", "head:1.5", "head:x", "head:²", "nothing", "*", ""],
@@ -946,7 +946,7 @@ COMMANDS = [
     "--rank 100000",
     "--lr 1e38",
     "--lr nan",
-    "--lr -inf",
+    "--lr inf",
     "--max-length 1025",
     "--targets head:" + "9" * 5000,
     "--targets ,",
