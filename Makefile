@@ -13,7 +13,7 @@ TORCH_INDEX ?=
 # thread pool each only get in each other's way.
 test proof: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help book test notebooks export update check bench costs proof model measure ablations \
+.PHONY: help book test notebooks export update check format bench costs proof model measure ablations \
   skills fuzz clean
 .DEFAULT_GOAL := help
 
@@ -23,7 +23,8 @@ help:
 	@echo "make notebooks  run every notebook from top to bottom and export the package"
 	@echo "make export     write mllama_lite/ from the notebooks as they are"
 	@echo "make update     carry edits of mllama_lite/ back into the notebooks"
-	@echo "make check      compare mllama_lite/ with the notebooks"
+	@echo "make check      lint, types, and whether mllama_lite/ and the notebooks agree"
+	@echo "make format     put code into the form that make check wants"
 	@echo "make bench      time mllama_lite beside the reference"
 	@echo "make costs      memory of fine-tuning, counted and measured, and speed beside PEFT"
 	@echo "make model      train the small shipped model anew, into trained/ (hours)"
@@ -51,8 +52,7 @@ $(STAMP): requirements.txt pyproject.toml
 .venv: $(STAMP)
 
 # --all: pages that have not changed would keep their warnings to themselves.
-book: $(STAMP)
-	$(BIN)/python tools/notebooks.py --check
+book: check
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
 	$(BIN)/python tools/pages.py _build/html
 	@echo "The book is built. Open $(CURDIR)/_build/html/index.html"
@@ -73,7 +73,14 @@ update: $(STAMP)
 	$(BIN)/python tools/notebooks.py --update
 
 check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python tools/notebooks.py --check
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/compare.py

@@ -4,10 +4,16 @@
 Built in chapter 10, notebooks/10_inference.ipynb.
 """
 
-from mllama_lite.model import empty_model
+import torch
+
+from mllama_lite.devices import find_dtype
+from mllama_lite.files import check_fields, whole
+from mllama_lite.model import MllamaConfig, empty_model
 
 
-def memory_needs(config, dtype, tokens, images):
+def memory_needs(
+    config: MllamaConfig, dtype: torch.dtype | str, tokens: int, images: int
+) -> dict[str, int]:
     """Bytes that a conversation takes, computed without loading anything.
 
     Args:
@@ -20,8 +26,13 @@ def memory_needs(config, dtype, tokens, images):
         dict: "weights"; "text cache" and "image cache", keys and values; "working", the
         largest set of intermediate results alive at once, while an image is encoded or
         the prompt is taken in (an estimate; the other three are exact).
+
+    Raises:
+        InputError: tokens or images that are no whole numbers; no such dtype.
     """
-    text, vision, size = config.text, config.vision, dtype.itemsize
+    counts = {"tokens": whole(0, 2**48), "images": whole(0, 2**48)}
+    check_fields({"tokens": tokens, "images": images}, counts, "The conversation")
+    text, vision, size = config.text, config.vision, find_dtype(dtype).itemsize
     weights = sum(parameter.numel() for parameter in empty_model(config).parameters())
     a_token = 2 * text.num_key_value_heads * text.head_dim
     needs = {

@@ -1,4 +1,5 @@
-# Generated from notebooks/09_checkpoint.ipynb and notebooks/10_inference.ipynb: edit there, or here and run `make update`.
+# Generated from notebooks/09_checkpoint.ipynb and notebooks/10_inference.ipynb:
+# edit there, or here and run `make update`.
 """Where to compute, in what precision, and how much memory is free there.
 
 Built in chapters 9 and 10, notebooks/09_checkpoint.ipynb and 10_inference.ipynb.
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import torch
 
-from mllama_lite.errors import InputError
+from mllama_lite.errors import InputError, shown
 
 
-def free_memory(device):
+def free_memory(device: torch.device | str) -> int | None:
     """Bytes that can still be taken on a device; None where the system doesn't tell."""
+    device = find_device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -27,7 +29,7 @@ def free_memory(device):
         return None
 
 
-def find_device(device):
+def find_device(device: torch.device | str | None) -> torch.device:
     """torch device from its name; None for CUDA if there is one.
 
     Raises:
@@ -36,18 +38,21 @@ def find_device(device):
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(device)
-        torch.zeros(1, device=device).item()  # on the meta device there is no number
-    except (RuntimeError, AssertionError, NotImplementedError):
+        if not isinstance(device, (str, torch.device)):
+            raise TypeError
+        found = torch.device(device)
+        torch.zeros(1, device=found).item()  # on the meta device there is no number
+    except Exception:  # for what is not there, every kind of device has its own
+        name = str(device) if isinstance(device, torch.device) else device
         there = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         raise InputError(
-            f"The device {str(device)!r} is not there: expected one of "
+            f"The device {shown(name)} is not there: expected one of "
             f"{', '.join(there)}; choose another."
         ) from None
-    return device
+    return found
 
 
-def find_dtype(dtype):
+def find_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """torch dtype from its name; None stays None.
 
     Raises:
@@ -58,11 +63,11 @@ def find_dtype(dtype):
         "float16": torch.float16,
         "float32": torch.float32,
     }
-    if dtype is None or dtype in known.values():
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         return dtype
-    if dtype not in known:
+    if not isinstance(dtype, str) or dtype not in known:
         raise InputError(
-            f"The dtype {str(dtype)!r} is not known: expected one of "
+            f"The dtype {shown(dtype)} is not known: expected one of "
             f"{', '.join(known)}; choose another."
         )
     return known[dtype]

@@ -7,21 +7,34 @@ Python.
 """
 
 import base64
-import binascii
 import codecs
-import json
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import tiktoken
 
 from mllama_lite.errors import InputError, shown
+from mllama_lite.files import (
+    ANY_OBJECT,
+    ANY_TEXT,
+    check_fields,
+    exists,
+    list_of,
+    object_of,
+    one_of,
+    parse_json,
+    read_bytes,
+    whole,
+    written_aside,
+)
 
 
-def bpe_merge(word, ranks):
+def bpe_merge(word: bytes, ranks: dict[bytes, int]) -> list[int]:
     """Split one word into tokens by merging neighbours, lowest rank first.
 
     Llama 3 looks a word up whole before it merges: 588 of its tokens cannot be reached
@@ -50,7 +63,7 @@ def bpe_merge(word, ranks):
     return [ranks[part] for part in parts]
 
 
-def train_bpe(words, num_merges):
+def train_bpe(words: Iterable[bytes], num_merges: int) -> dict[bytes, int]:
     """Learn a byte-level BPE vocabulary: the 256 bytes, then the most frequent pairs.
 
     Args:
@@ -67,7 +80,7 @@ def train_bpe(words, num_merges):
     counts = Counter(words)
     parts = {word: [word[i : i + 1] for i in range(len(word))] for word in counts}
     for _ in range(num_merges):
-        pairs = Counter()
+        pairs: Counter[tuple[bytes, bytes]] = Counter()
         for word, count in counts.items():
             for pair in zip(parts[word], parts[word][1:]):
                 pairs[pair] += count
@@ -79,7 +92,7 @@ def train_bpe(words, num_merges):
         merged = best[0] + best[1]
         # Two different pairs can spell the same token; it keeps its first rank.
         ranks.setdefault(merged, len(ranks))
-        for word, symbols in parts.items():
+        for symbols in parts.values():
             i = 0
             while i + 1 < len(symbols):
                 if (symbols[i], symbols[i + 1]) == best:
@@ -117,9 +130,17 @@ NAMED_SPECIAL_TOKENS = [
     "<|image|>",
 ]
 NUM_SPECIAL_TOKENS = 256
+# Those that every Llama 3 has in the same place; 3.1 renamed some of the others.
+FRAMING_TOKENS = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+)
 
 
-def special_tokens(num_base_tokens):
+def special_tokens(num_base_tokens: int) -> dict[str, int]:
     """Names and ids of the 256 special tokens that follow the merged ones.
 
     Args:
@@ -136,7 +157,10 @@ def special_tokens(num_base_tokens):
     return {name: num_base_tokens + i for i, name in enumerate(names)}
 
 
-def read_tokenizer_model(path):
+MOST_TOKENIZER = 1 << 25  # bytes; Llama 3's files have 2 and 17 million
+
+
+def read_tokenizer_model(path: Path | str) -> dict[bytes, int]:
     """Read Meta's `tokenizer.model`: a line a token, base64 bytes, a space, the rank.
 
     Args:
@@ -149,35 +173,47 @@ def read_tokenizer_model(path):
         InputError: the file is missing, or a line of it cannot be read.
     """
     path = Path(path)
-    if not path.is_file():
+    if not exists(path):
         raise InputError(
             f"No tokenizer file at {path}: expected Meta's tokenizer.model; "
             "copy it there from the model's download."
         )
     ranks = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    lines = read_bytes(path, MOST_TOKENIZER).splitlines()
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except (ValueError, binascii.Error):
+            encoded, rank = line.split()
+            token = base64.b64decode(encoded, validate=True)
+            if not rank.isdigit() or len(rank) > 9 or token in ranks:
+                raise ValueError
+        except ValueError:
             raise InputError(
-                f"Line {number} of {path} is {line[:40]!r}: expected base64, a space "
-                "and a number; download the file again."
+                f"Line {number} of {path} is {shown(line)}: expected base64 of a new "
+                "token, a space and a number; download the file again."
             ) from None
+        ranks[token] = int(rank)
     _check_ranks(ranks, path)
     return ranks
 
 
-def write_tokenizer_model(ranks, path):
+def write_tokenizer_model(ranks: dict[bytes, int], path: Path | str) -> None:
     """Write ranks (dict from bytes to rank) in the format of `read_tokenizer_model`."""
-    with open(path, "wb") as file:
+    with written_aside(path) as part, open(part, "wb") as file:
         for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
             file.write(base64.b64encode(token) + b" %d\n" % rank)
 
 
-def read_tokenizer_json(path):
+TOKENIZER_FIELDS = {
+    "model": ANY_OBJECT,
+    "added_tokens": list_of(ANY_OBJECT, most=10_000),
+}
+BPE_FIELDS = {"type": one_of("BPE"), "vocab": object_of(whole(0, 2**31), 2**22)}
+ADDED_FIELDS = {"id": whole(0, 2**31), "content": ANY_TEXT}
+
+
+def read_tokenizer_json(path: Path | str) -> dict[bytes, int]:
     """Read the ranks out of the hub's `tokenizer.json`.
 
     The hub writes the bytes of a token as printable characters (GPT-2's table), and
@@ -190,30 +226,41 @@ def read_tokenizer_json(path):
         dict from a token's bytes to its rank.
 
     Raises:
-        InputError: the file is no byte-level BPE in the hub's format.
+        InputError: the file is no byte-level BPE in the hub's format, or its special
+            tokens are not where Llama 3 has them.
     """
+    document = parse_json(read_bytes(path, MOST_TOKENIZER), path)
+    given = check_fields(document, TOKENIZER_FIELDS, path)
+    model = check_fields(given["model"], BPE_FIELDS, path, "model.")
+    added = [
+        check_fields(token, ADDED_FIELDS, path, "added_tokens.")
+        for token in given["added_tokens"]
+    ]
+    special, byte_of = {token["id"] for token in added}, printable_bytes()
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-        model = document["model"]
-        if model["type"] != "BPE":
-            raise KeyError(model["type"])
-        special = {token["id"] for token in document["added_tokens"]}
-        byte_of = printable_bytes()
         ranks = {
             bytes(byte_of[character] for character in token): rank
             for token, rank in model["vocab"].items()
             if rank not in special
         }
-    except (KeyError, TypeError, ValueError, OSError):
+    except KeyError as error:
         raise InputError(
-            f"{path} is not a byte-level BPE tokenizer: expected the hub's "
-            "tokenizer.json of a Llama 3 model; download the file again."
+            f"{path} has {error} in a token: expected GPT-2's characters for bytes, as "
+            "in the hub's tokenizer.json of a Llama 3 model; download the file again."
         ) from None
     _check_ranks(ranks, path)
+    wanted = special_tokens(len(ranks))
+    for token in added:
+        name, id = token["content"], token["id"]
+        if name in FRAMING_TOKENS and id != wanted[name]:
+            raise InputError(
+                f"{path} has id {id} for {name}: expected {wanted[name]}, as in Llama "
+                "3; use the tokenizer of a Llama 3 model."
+            )
     return ranks
 
 
-def printable_bytes():
+def printable_bytes() -> dict[str, int]:
     """GPT-2's table from a printable character to the byte that it stands for."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in printable]
@@ -221,7 +268,7 @@ def printable_bytes():
     return table | {chr(256 + i): byte for i, byte in enumerate(rest)}
 
 
-def _check_ranks(ranks, path):
+def _check_ranks(ranks: dict[bytes, int], path: str | PathLike) -> None:
     """Every byte has a token, and the ranks count up from 0 without a gap."""
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing or sorted(ranks.values()) != list(range(len(ranks))):
@@ -237,7 +284,7 @@ MAX_CHARACTERS = 400_000
 MAX_RUN = 25_000
 
 
-def split_long_text(text):
+def split_long_text(text: str) -> list[str]:
     """Cut a text every 400,000 characters, and inside runs of 25,000 of one kind.
 
     A run is consecutive whitespace, or consecutive characters that are none. Meta's code
@@ -251,7 +298,7 @@ def split_long_text(text):
 
     Source: llama_models/llama3/tokenizer.py, `Tokenizer.encode`.
     """
-    pieces = []
+    pieces: list[str] = []
     for begin in range(0, len(text), MAX_CHARACTERS):
         block = text[begin : begin + MAX_CHARACTERS]
         cuts, position = [0], 0
@@ -293,7 +340,13 @@ class Tokenizer:
     Source: llama_models/llama3/tokenizer.py and chat_format.py.
     """
 
-    def __init__(self, ranks):
+    def __init__(self, ranks: dict[bytes, int]) -> None:
+        if not isinstance(ranks, dict) or not all(type(t) is bytes for t in ranks):
+            raise InputError(
+                f"The ranks are {shown(ranks)}: expected a dict from a token's bytes to "
+                "its rank; read a tokenizer's file with Tokenizer.from_file."
+            )
+        _check_ranks(ranks, "The tokenizer")
         self.special = special_tokens(len(ranks))
         self.vocab_size = len(ranks) + NUM_SPECIAL_TOKENS
         self.image_id = self.vocab_size
@@ -310,7 +363,7 @@ class Tokenizer:
         self._special_ids = frozenset(self.special.values()) | {self.image_id}
 
     @classmethod
-    def from_file(cls, path):
+    def from_file(cls, path: Path | str) -> "Tokenizer":
         """Read Meta's `tokenizer.model` or the hub's `tokenizer.json`.
 
         Raises:
@@ -320,7 +373,7 @@ class Tokenizer:
         is_json = path.suffix == ".json"
         return cls((read_tokenizer_json if is_json else read_tokenizer_model)(path))
 
-    def encode(self, text, bos=False, eos=False):
+    def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Token ids of a text. The text never yields a special token.
 
         Args:
@@ -344,7 +397,7 @@ class Tokenizer:
             ids += self._encoding.encode(piece, disallowed_special=())
         return ids + [self.special["<|end_of_text|>"]] if eos else ids
 
-    def decode(self, ids, skip_special=False):
+    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """Text of token ids; bytes that are no UTF-8 become U+FFFD.
 
         Args:
@@ -357,6 +410,11 @@ class Tokenizer:
         Raises:
             InputError: an id is outside the vocabulary.
         """
+        if isinstance(ids, str) or not isinstance(ids, Iterable):
+            raise InputError(
+                f"The ids to decode are {shown(ids)}: expected token ids, one after "
+                "another; put a single one into a list."
+            )
         pieces = (
             self.token_bytes(i)
             for i in ids
@@ -364,26 +422,27 @@ class Tokenizer:
         )
         return b"".join(pieces).decode("utf-8", errors="replace")
 
-    def token_bytes(self, id):
+    def token_bytes(self, id: int) -> bytes:
         """The bytes that one token id stands for.
 
         Raises:
             InputError: the id is outside the vocabulary.
         """
-        if id == self.image_id:
+        whole = hasattr(id, "__index__") and not isinstance(id, bool)
+        if whole and id == self.image_id:
             return b"<|image|>"
-        if not 0 <= id < self.vocab_size:
+        if not whole or not 0 <= id < self.vocab_size:
             raise InputError(
-                f"Token id {id} is not in the vocabulary: expected 0 to "
-                f"{self.vocab_size}; check which tokenizer made it."
+                f"Token id {shown(id)} is not in the vocabulary: expected a whole "
+                f"number from 0 to {self.vocab_size}; check which tokenizer made it."
             )
         return self._encoding.decode_single_token_bytes(id)
 
-    def is_special(self, id):
+    def is_special(self, id: int) -> bool:
         """Whether a token id is one of the special tokens or the model's image token."""
         return id in self._special_ids
 
-    def stream(self, ids):
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Text of token ids as they come, special tokens left out.
 
         A character can be spread over several tokens: its bytes are held back until it
@@ -403,7 +462,9 @@ class Tokenizer:
         if rest := decoder.decode(b"", final=True):
             yield rest
 
-    def encode_message(self, role, content):
+    def encode_message(
+        self, role: str, content: str | list[Any]
+    ) -> tuple[list[int], list[Any]]:
         """One message of a conversation: header, content, end of turn.
 
         Args:
@@ -436,7 +497,9 @@ class Tokenizer:
                     )
         return ids + [self.special["<|eot_id|>"]], images
 
-    def encode_chat(self, messages):
+    def encode_chat(
+        self, messages: Iterable[dict[str, Any]]
+    ) -> tuple[list[int], list[Any]]:
         """A conversation up to the point where the assistant is to answer.
 
         Args:
@@ -463,7 +526,7 @@ class Tokenizer:
             images += new_images
         return ids + self.encode_header("assistant"), images
 
-    def encode_header(self, role):
+    def encode_header(self, role: str) -> list[int]:
         """The token ids that open a message; see `encode_message` for the roles."""
         roles = {
             "system": "system",

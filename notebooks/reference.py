@@ -30,7 +30,7 @@ def import_torchvision():
     nothing is declared: a second declaration would end the process.
     """
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "operator torchvision::" not in str(error):
             raise
@@ -412,11 +412,12 @@ def hub_logits(model, row, images):
     Returns:
         fp32 [T, W].
     """
-    from mllama_lite.tiles import image_to_tiles
     from transformers.models.mllama.processing_mllama import (
         convert_sparse_cross_attention_mask_to_dense,
         get_cross_attention_token_mask,
     )
+
+    from mllama_lite.tiles import image_to_tiles
 
     tokens = torch.tensor([row])
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}

@@ -20,16 +20,21 @@ for the spaces that line numbers up. nbval leaves out the bytes of PNG and JPEG.
 import re
 from pathlib import Path
 
-from nbval.plugin import IPyNbCell, IPyNbFile, coalesce_streams
+from nbval.plugin import IPyNbCell, IPyNbFile
 
 # A sign counts where no number ends before it: 0.7-0.9 is a range.
-NUMBER = re.compile(r"((?:(?<![\w.])[-+])?(?<![\w.])\d[\d,]*(?:\.\d*)?(?:e[-+]?\d+)?)")
+NUMBER = re.compile(
+    r"((?:(?<![\w.])[-+])?(?<![\w.])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?(?:e[-+]?\d+)?)"
+)
 SPACES = re.compile(r"^ +| +$")
 LIMIT = " (limit "
+# Seconds for a kernel to start, and to hand over an output: a machine may be busy.
+PATIENCE = 300
 
 
 def pytest_configure(config):
     config.option.nbval_current_env = True
+    config.option.nbval_kernel_startup_timeout = PATIENCE
 
 
 def pytest_collect_file(file_path, parent):
@@ -43,13 +48,15 @@ class Notebook(IPyNbFile):
 
     def collect(self):
         for item in super().collect():
-            yield Cell.from_parent(
+            cell = Cell.from_parent(
                 self,
                 name=item.name,
                 cell_num=item.cell_num,
                 cell=item.cell,
                 options=item.options,
             )
+            cell.output_timeout = PATIENCE
+            yield cell
 
 
 class Cell(IPyNbCell):
@@ -89,7 +96,8 @@ def adopt(old: str, new: str, lines: str = "", **tolerance: float) -> str:
 
 
 def adopt_line(old: str, new: str, **tolerance: float) -> str:
-    old_parts, new_parts = NUMBER.split(old), NUMBER.split(new)  # text, number, text, ...
+    # Each a list of text, number, text, number, ..., text.
+    old_parts, new_parts = NUMBER.split(old), NUMBER.split(new)
     texts = [[SPACES.sub(" ", part) for part in p[::2]] for p in (old_parts, new_parts)]
     if texts[0] != texts[1]:
         return new

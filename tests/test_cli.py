@@ -14,11 +14,10 @@ from PIL import Image
 
 import mllama_lite
 from mllama_lite import cli, load
-from mllama_lite.small_model import training
 from mllama_lite.attention_maps import draw_looks, look
+from mllama_lite.small_model import training
 from mllama_lite.small_model.evaluation import ROWS
 from test_inference import PHOTO, folders  # noqa: F401  (a fixture)
-
 
 QUESTION = "How many digits are there?"
 
@@ -172,7 +171,7 @@ def test_progress_only_on_a_terminal(folders):  # noqa: F811
         if not part:
             break
         shown += part
-    answer = process.communicate(timeout=60)[0]
+    answer = process.communicate(timeout=600)[0]
     assert process.returncode == 0 and answer.strip()
     assert "loading" not in answer and re.search(rb"loading \[#* *\]", shown)
     assert shown.endswith(b"\r\x1b[K")

@@ -12,8 +12,8 @@ import random_checkpoint
 import reference
 from mllama_lite import InputError, Sampling, load
 from mllama_lite.generation import Session, probabilities
-from mllama_lite.vlm import VLM
 from mllama_lite.tokenizer import ImagePart, Tokenizer
+from mllama_lite.vlm import VLM
 
 PHOTO = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
 

@@ -32,12 +32,20 @@ WRONG = {
     "the sign of an exponent": ("error 1.2e-06", "error 1.2e+06", ERRORS),
     "not a number": ("share 0.94", "share nan", SHARES),
     "infinity": ("share 0.94", "share inf", SHARES),
-    "not a number under a limit": ("off 1e-06 (limit 1e-05)", "off nan (limit 1e-05)", {}),
+    "not a number under a limit": (
+        "off 1e-06 (limit 1e-05)",
+        "off nan (limit 1e-05)",
+        {},
+    ),
     "above the limit": ("off 1e-06 (limit 1e-05)", "off 2e-05 (limit 1e-05)", {}),
     "below zero": ("off 1e-06 (limit 1e-05)", "off -1e-06 (limit 1e-05)", {}),
     "another limit": ("off 1e-06 (limit 1e-05)", "off 1e-06 (limit 1e-04)", SHARES),
     "no limit": ("off 1e-06 (limit 1e-05)", "off 1e-06", {}),
-    "within a limit that was passed": ("off 3 (limit 1e-05)", "off 0 (limit 1e-05)", {}),
+    "within a limit that was passed": (
+        "off 3 (limit 1e-05)",
+        "off 0 (limit 1e-05)",
+        {},
+    ),
     "a word": ("right 0.94", "wrong 0.94", SHARES),
     "a verdict": ("equal: True", "equal: False", SHARES),
     "a shape": ("torch.Size([2, 3])", "torch.Size([3, 2])", SHARES),
@@ -48,6 +56,7 @@ WRONG = {
     "a percentage": ("26% differ", "29% differ", SHARES),
     "a percentage for none": ("0.0% differ", "0.1% differ", ERRORS),
     "two numbers in the wrong places": ("0.94 0.55", "0.55 0.94", SHARES),
+    "counts in the wrong places": ("[284,300]", "[300,284]", COUNTS),
     "a missing number": ("0.94 0.55", "0.94", SHARES),
     "one number more": ("0.94", "0.94 0.55", SHARES),
     "a missing line": ("first 0.94\nlast 0.55", "first 0.94", SHARES),
@@ -68,6 +77,7 @@ FINE = {
     "one digit more, in its column": ("loss  9.99", "loss 10.01", ERRORS),
     "a range": ("0.764-0.991", "0.774-0.981", SHARES),
     "a count": ("284 of 300", "281 of 300", COUNTS),
+    "a list of counts": ("[284, 5], 7", "[281, 4], 8", COUNTS),
     "a thousand": ("1,002 right", "999 right", COUNTS),
     "the line that may": ("a 0.94\nb 0.55", "a 0.94\nb 0.54", {**SHARES, "lines": "b"}),
     "an address": ("<A at 0x7f0012345678>", "<A at 0x7f0087654321>", {}),
@@ -94,7 +104,10 @@ OTHERS = {
     "an error instead of output": cell("1.5", "print(1 / 0)", SHARES),
     "the result of a cell": cell({"text/plain": "'four'"}, "'five'", SHARES, "result"),
     "a number in a table": cell(
-        {"text/html": "<td>0.94</td>", "text/plain": "<IPython.core.display.HTML object>"},
+        {
+            "text/html": "<td>0.94</td>",
+            "text/plain": "<IPython.core.display.HTML object>",
+        },
         HTML.format("<td>0.84</td>"),
         SHARES,
         "result",
@@ -119,10 +132,20 @@ def verdicts(tmp_path_factory):
     nbformat.write(new_notebook(cells=list(cells.values())), folder / "planted.ipynb")
 
     makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
-    (line,) = re.findall(r"^\t\$\(BIN\)/python (.* -p tests\.outputs .*)$", makefile, re.M)
-    arguments = line.replace("$(WORKERS)", "0").replace(" notebooks", f" {folder}").split()
+    (line,) = re.findall(
+        r"^\t\$\(BIN\)/python (.* -p tests\.outputs .*)$", makefile, re.M
+    )
+    arguments = (
+        line.replace("$(WORKERS)", "0").replace(" notebooks", f" {folder}").split()
+    )
     report = folder / "report.xml"
-    command = [sys.executable, *arguments, f"--junitxml={report}", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        *arguments,
+        f"--junitxml={report}",
+        "-p",
+        "no:cacheprovider",
+    ]
     subprocess.run(command, cwd=ROOT, capture_output=True)
     found = {}
     for case in ElementTree.parse(report).iter("testcase"):

@@ -102,11 +102,11 @@ def test_layouts_are_a_permutation_apart():
 
 
 def test_rope_of_the_hub(proof):
+    from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import (
         LlamaRotaryEmbedding,
         apply_rotary_pos_emb,
     )
-    from transformers import LlamaConfig
 
     worst = 0.0
     for factor in (8.0, 32.0):
@@ -214,7 +214,7 @@ def test_cache_refuses_what_does_not_fit():
 
 def test_self_attention(all_models, proof):
     worst = 0.0
-    for seed, (config, meta, ours) in all_models.items():
+    for config, meta, ours in all_models.values():
         text = config.text
         theirs = meta.text_model.layers[0].attention
         mine = ours.language_model.model.layers[text.self_attention_layers[0]].self_attn

@@ -90,7 +90,8 @@ def exported(notebook, name: str) -> dict[str, list[str]]:
 def first_line(sources: list[str]) -> str:
     """What each module opens with: where it comes from, and the two ways to change it."""
     names = " and ".join(f"notebooks/{name}" for name in sources)
-    return f"# Generated from {names}: edit there, or here and run `make update`.\n"
+    line = f"# Generated from {names}: edit there, or here and run `make update`.\n"
+    return line if len(line) < 100 else line.replace(": ", ":\n# ")
 
 
 def modules(root: Path) -> dict[str, tuple[str, list[str]]]:
@@ -262,7 +263,7 @@ def update(root: Path) -> list[str]:
     problems, wanted = [], modules(root)
     notebooks = {path: read(path) for path in notebook_paths(root)}
     changed = set()
-    for module, (text, sources) in wanted.items():
+    for module, (text, _) in wanted.items():
         path = module_path(root, module)
         edited = path.read_text() if path.exists() else text
         if edited == text:
@@ -278,7 +279,7 @@ def update(root: Path) -> list[str]:
                     ["export"] in markers and default == module
                 ):
                     places.append((source, cell, code))
-        body = edited.removeprefix(first_line(sources))
+        body = re.sub(r"\A(#.*\n)*", "", edited)  # without its first line
         new = carried_back([code for _, _, code in places], body)
         if not all(new):
             empty = places[new.index("")][2].split("\n")[0]

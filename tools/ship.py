@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mllama_lite.vlm import load
 from mllama_lite.attention_maps import draw_looks, look
 from mllama_lite.small_model.scenes import draw_scene, load_masks
+from mllama_lite.vlm import load
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ROOT / "mllama_lite" / "small"

@@ -7,13 +7,15 @@ its layers are wrapped from outside.
 
 import math
 import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
-from mllama_lite.errors import InputError
+from mllama_lite.errors import InputError, shown
+from mllama_lite.model import Mllama
 
 
 # What can be adapted, by what it is. {self} and {cross} stand for the indices of the
@@ -52,7 +54,13 @@ class LowRank(nn.Module):
     """
 
     def __init__(
-        self, in_features, out_features, rank, alpha, dropout=0.0, device=None
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        device: torch.device | None = None,
     ):
         super().__init__()
         settings = {"dtype": torch.float32, "device": device}
@@ -61,7 +69,7 @@ class LowRank(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.rank, self.alpha, self.scale = rank, alpha, alpha / rank
 
-    def first_values(self, generator):
+    def first_values(self, generator: torch.Generator) -> None:
         """Fill A uniformly between -1 and 1 over the root of its inputs; B is 0."""
         bound = self.A.shape[1] ** -0.5
         values = torch.rand(self.A.shape, generator=generator) * 2 - 1
@@ -75,7 +83,7 @@ class LowRank(nn.Module):
         x = nn.functional.linear(self.dropout(x), self.A)
         return nn.functional.linear(x, self.B) * self.scale
 
-    def product(self):
+    def product(self) -> torch.Tensor:
         """scale · B A, fp32 [out, in]: what the adapter adds to the weight."""
         return self.scale * (self.B @ self.A)
 
@@ -93,7 +101,7 @@ class LoRALinear(nn.Module):
         merged: names of the adapters that are in the weight already.
     """
 
-    def __init__(self, base):
+    def __init__(self, base: nn.Linear):
         super().__init__()
         self.base = base
         self.adapters = nn.ModuleDict()
@@ -136,7 +144,7 @@ class LoRALinear(nn.Module):
             self._unmerged_weight, self.merged = None, ()
 
 
-def find_targets(model, targets):
+def find_targets(model: Mllama, targets: str | Sequence[str]) -> list[str]:
     """Names of the Linear layers that some groups or patterns stand for.
 
     Args:
@@ -168,7 +176,7 @@ def find_targets(model, targets):
             matching = [name for name in modules if fnmatchcase(name, str(target))]
         if not matching:
             raise InputError(
-                f"The target {target!r} matches no layer of this model: expected all, "
+                f"The target {shown(target)} matches no layer of this model: expected all, "
                 f"{', '.join(GROUPS)}, or a pattern of module names such as "
                 "*.self_attn.q_proj; correct it."
             )
@@ -176,14 +184,14 @@ def find_targets(model, targets):
             if not isinstance(modules[name], (nn.Linear, LoRALinear)):
                 kind = type(modules[name]).__name__
                 raise InputError(
-                    f"The target {target!r} matches {name}, a {kind}: expected Linear "
+                    f"The target {shown(target)} matches {name}, a {kind}: expected Linear "
                     "layers alone; make the pattern narrower."
                 )
         found.update(matching)
     return [name for name in modules if name in found]
 
 
-def groups_of(model):
+def groups_of(model: Mllama) -> dict[str, list[str]]:
     """Which of GROUPS each Linear belongs to: dict from its name to a list of keys."""
     text = model.config.text
     layers = {
@@ -203,7 +211,7 @@ def groups_of(model):
     }
 
 
-def named_layers(model):
+def named_layers(model: Mllama) -> Iterator[tuple[str, nn.Module]]:
     """Modules by the names they have without adapters; nothing inside a wrapper."""
     inside = {
         id(part)
@@ -217,29 +225,30 @@ def named_layers(model):
             yield name, module
 
 
-def lora_layers(model):
+def lora_layers(model: Mllama) -> dict[str, LoRALinear]:
     """The wrapped layers of a model: dict from name to LoRALinear."""
     named = model.named_modules()
     return {name: module for name, module in named if isinstance(module, LoRALinear)}
 
 
 def add_adapter(
-    model,
-    targets=("self", "mlp", "cross"),
-    rank=8,
-    alpha=16,
-    dropout=0.0,
-    name="default",
-    seed=0,
-    report=print,
-):
+    model: Mllama,
+    targets: str | Sequence[str] = ("self", "mlp", "cross"),
+    rank: int = 8,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    name: str = "default",
+    seed: int = 0,
+    report: Callable[[str], object] | None = print,
+) -> list[nn.Parameter]:
     """Give a model a new adapter and let nothing else be trained.
 
     Args:
         model: Mllama; its layers are wrapped in place.
         targets: see `find_targets`; one may end in a rank of its own, as head:64.
         rank: r of every other pair of matrices.
-        alpha: the sum is multiplied by alpha / rank, with this rank for all pairs.
+        alpha: the sum is multiplied by alpha / rank, with this rank for all pairs; None
+            for twice the rank, so that the factor is 2 at every rank.
         dropout: share of an adapter's inputs set to 0 while training.
         name: of the adapter; it becomes the active one.
         seed: of the first values.
@@ -250,28 +259,38 @@ def add_adapter(
         list of the adapter's parameters.
 
     Raises:
-        InputError: see `find_targets`; a rank, alpha or dropout that makes no sense; a
-            name that is taken or is not one word.
+        InputError: see `find_targets`; a rank, alpha, dropout or seed that makes no
+            sense; a rank above what a layer's matrix can have; a name that is taken or
+            is not one word.
     """
     if type(rank) is not int or rank < 1:
         raise InputError(
-            f"The rank is {rank!r}: expected a whole number, 1 or more; change it."
+            f"The rank is {shown(rank)}: expected a whole number, 1 or more; change it."
         )
-    if not isinstance(alpha, (int, float)) or not alpha > 0 or math.isinf(alpha):
-        raise InputError(f"alpha is {alpha!r}: expected a number above 0; change it.")
-    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+    alpha = 2 * rank if alpha is None else alpha
+    for what, value, fits, expected in (
+        ("alpha", alpha, lambda x: 0 < x < math.inf, "a number above 0"),
+        ("dropout", dropout, lambda x: 0 <= x < 1, "a number from 0 up to 1"),
+    ):
+        if type(value) not in (int, float) or not fits(value):
+            raise InputError(
+                f"{what} is {shown(value)}: expected {expected}; change it."
+            )
+    if type(seed) is not int or not 0 <= seed < 2**63:
         raise InputError(
-            f"dropout is {dropout!r}: expected a number from 0 up to 1; change it."
+            f"The seed is {shown(seed)}: expected a whole number from 0 to 2^63 - 1; "
+            "change it."
         )
     check_new_name(model, name)
     shapes = {}
     for layer, own in find_ranks(model, targets, rank).items():
         out_features, in_features = model.get_submodule(layer).weight.shape
         shapes[layer] = (in_features, out_features, own, alpha * own / rank, dropout)
-    pairs = put_adapter(model, name, shapes)
+    pairs = make_pairs(model, shapes)
     generator = torch.Generator().manual_seed(seed)
     for pair in pairs.values():
         pair.first_values(generator)
+    put_adapter(model, name, pairs)
     use_adapters(model, name)
     parameters = train_only(model, name)
     if report:
@@ -279,25 +298,43 @@ def add_adapter(
     return parameters
 
 
-def find_ranks(model, targets, rank):
+def find_ranks(
+    model: Mllama, targets: str | Sequence[str], rank: int
+) -> dict[str, int]:
     """The rank at every layer of some targets: dict from its name, in model order."""
     targets, ranks = [targets] if isinstance(targets, str) else list(targets), {}
     for target in targets:
         group, colon, own = str(target).partition(":")
-        if colon and not (own.isdecimal() and int(own)):
+        if colon and not re.fullmatch("[1-9][0-9]{0,8}", own):
             raise InputError(
-                f"The target {target!r} ends in {own!r}: expected its rank, a whole "
-                "number, 1 or more; correct it."
+                f"The target {shown(target)} ends in {shown(own)}: expected its rank, "
+                "a whole number, 1 or more; correct it."
             )
         for layer in find_targets(model, group):
             ranks[layer] = int(own) if colon else rank
+    for layer, own in ranks.items():
+        shape = model.get_submodule(layer).weight.shape
+        if own > min(shape):
+            raise InputError(
+                f"The rank is {shown(own)} at {layer}, a matrix of {shape[0]} x "
+                f"{shape[1]}: expected at most {min(shape)}, the rank that it can have "
+                "itself; lower it, or give the layer one of its own, as head:64."
+            )
     return {layer: ranks[layer] for layer in find_targets(model, list(ranks))}
 
 
-def check_new_name(model, name):
+def adapter_size(model: Mllama, targets: str | Sequence[str], rank: int) -> int:
+    """How many parameters `add_adapter` would train; see there for what it raises."""
+    return sum(
+        own * sum(model.get_submodule(layer).weight.shape)
+        for layer, own in find_ranks(model, targets, rank).items()
+    )
+
+
+def check_new_name(model: Mllama, name: str) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
         raise InputError(
-            f"The adapter's name is {name!r}: expected letters, digits and _; choose "
+            f"The adapter's name is {shown(name)}: expected letters, digits and _; choose "
             "another."
         )
     if name in adapter_names(model):
@@ -307,33 +344,45 @@ def check_new_name(model, name):
         )
 
 
-def put_adapter(model, name, shapes):
-    """Wrap layers where needed and give each a LowRank: dict from layer to it."""
-    pairs = {}
-    for layer, shape in shapes.items():
+def make_pairs(model: Mllama, shapes: dict[str, tuple]) -> dict[str, LowRank]:
+    """A LowRank of each shape, where the layer is: dict from layer to it."""
+    return {
+        layer: LowRank(*shape, device=model.get_submodule(layer).weight.device)
+        for layer, shape in shapes.items()
+    }
+
+
+def put_adapter(
+    model: Mllama, name: str, pairs: dict[str, LowRank]
+) -> dict[str, LowRank]:
+    """Wrap layers where needed and give each its LowRank: all of them, or none.
+
+    Raises:
+        InputError: adapters are merged.
+    """
+    check_apart(model)
+    for layer, pair in pairs.items():
         module = model.get_submodule(layer)
         if not isinstance(module, LoRALinear):
             module = LoRALinear(module)
             model.set_submodule(layer, module)
-        pair = LowRank(*shape, device=module.weight.device)
-        module.adapters[name] = pairs[layer] = pair.train(model.training)
-    return pairs
+        module.adapters[name] = pair.train(model.training)
 
 
-def adapter_names(model):
+def adapter_names(model: Mllama) -> list[str]:
     """Names of all adapters that a model has, in the order they came."""
     layers = lora_layers(model).values()
     return list(dict.fromkeys(name for layer in layers for name in layer.adapters))
 
 
-def train_only(model, name):
+def train_only(model: Mllama, name: str) -> list[nn.Parameter]:
     """Let one adapter's matrices be trained and nothing else; returns them."""
     model.requires_grad_(False)
     pairs = [layer.adapters[name] for layer in layers_with(model, name).values()]
     return [p.requires_grad_(True) for pair in pairs for p in (pair.A, pair.B)]
 
 
-def layers_with(model, name):
+def layers_with(model: Mllama, name: str) -> dict[str, LoRALinear]:
     """Wrapped layers that an adapter has a part in; unknown names are refused."""
     layers = lora_layers(model)
     there = {
@@ -348,7 +397,7 @@ def layers_with(model, name):
     return there
 
 
-def describe(model, name="default"):
+def describe(model: Mllama, name: str = "default") -> str:
     """Which layers an adapter is on, and how many parameters it has, as a text."""
     layers, groups = layers_with(model, name), groups_of(model)
     sizes = {
@@ -371,7 +420,7 @@ def describe(model, name="default"):
     return "\n".join([first, *lines, last])
 
 
-def base_parameters(model):
+def base_parameters(model: Mllama) -> list[nn.Parameter]:
     """The parameters that are not an adapter's."""
     mine = {
         id(parameter)
@@ -381,7 +430,7 @@ def base_parameters(model):
     return [p for p in model.parameters() if id(p) not in mine]
 
 
-def use_adapters(model, *names):
+def use_adapters(model: Mllama, *names: str) -> None:
     """Make these adapters the active ones, all together; without a name, none is.
 
     Raises:
@@ -389,18 +438,22 @@ def use_adapters(model, *names):
     """
     for name in names:
         layers_with(model, name)
-    layers = lora_layers(model)
-    if any(layer.merged for layer in layers.values()):
+    check_apart(model)
+    for layer in lora_layers(model).values():
+        layer.active = tuple(names)
+
+
+def check_apart(model):
+    """Refuse a model whose adapters are merged into its weights."""
+    if any(layer.merged for layer in lora_layers(model).values()):
         raise InputError(
             "Adapters are merged into the weights: expected them apart before others "
             "are chosen; call unmerge first."
         )
-    for layer in layers.values():
-        layer.active = tuple(names)
 
 
 @contextmanager
-def adapters_used(model, *names):
+def adapters_used(model: Mllama, *names: str) -> Iterator[None]:
     """For the length of a `with` block: these adapters, or without a name none."""
     before = {layer: layer.active for layer in lora_layers(model).values()}
     use_adapters(model, *names)
@@ -411,7 +464,7 @@ def adapters_used(model, *names):
             layer.active = active
 
 
-def merge(model):
+def merge(model: Mllama) -> None:
     """Add the active adapters to the weights: no more cost than the model alone.
 
     The weights before are kept, so this takes the memory of the adapted layers once
@@ -421,13 +474,13 @@ def merge(model):
         layer.merge()
 
 
-def unmerge(model):
+def unmerge(model: Mllama) -> None:
     """Put the weights back that were there before `merge`, bit for bit."""
     for layer in lora_layers(model).values():
         layer.unmerge()
 
 
-def remove_adapters(model):
+def remove_adapters(model: Mllama) -> None:
     """Take all adapters off: a plain model again, with merged weights if they are.
 
     Merge first to keep what was learned, as for `save_model`.

@@ -7,7 +7,9 @@ its parameter, so that little more than the model itself is ever in memory.
 """
 
 import math
-import os
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,13 +33,50 @@ from mllama_lite.checkpoints.tensor_files import (
     read_pth_index,
     read_safetensors_header,
 )
-from mllama_lite.devices import free_memory
-from mllama_lite.errors import InputError
-from mllama_lite.files import damaged_file, read_json, write_json
-from mllama_lite.model import MllamaConfig, empty_model
+from mllama_lite.devices import find_device, find_dtype, free_memory
+from mllama_lite.errors import InputError, shown
+from mllama_lite.files import (
+    ANY_TEXT,
+    as_path,
+    check_fields,
+    damaged_file,
+    exists,
+    make_folder,
+    object_of,
+    read_json,
+    system_errors,
+    write_json,
+    written_aside,
+)
+from mllama_lite.model import Mllama, MllamaConfig, empty_model
 
 
-def find_files(folder):
+INDEX = "model.safetensors.index.json"
+MOST_INDEX = 1 << 24  # bytes; the 90B's has some 150 thousand
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """Which file of a folder each tensor is in, in the hub's layout.
+
+    Raises:
+        InputError: the index is damaged, or names something that is not a .safetensors
+            file of this very folder.
+    """
+    path = folder / INDEX
+    entries = {"weight_map": object_of(ANY_TEXT, 1_000_000)}
+    places = check_fields(read_json(path, MOST_INDEX), entries, path)["weight_map"]
+    for tensor, name in places.items():
+        if not re.fullmatch(r"[\w.-]+\.safetensors", name):
+            raise InputError(
+                f"{path} says that {tensor} is in {shown(name)}: expected the name of a "
+                ".safetensors file beside it; download the model again."
+            )
+    if not places:
+        raise damaged_file(path, "it names no tensors")
+    return places
+
+
+def find_files(folder: Path | str) -> tuple[str, list[Path]]:
     """Which layout a folder has, and its files.
 
     Args:
@@ -47,31 +86,28 @@ def find_files(folder):
         ("hub", list of .safetensors) or ("meta", list of .pth).
 
     Raises:
-        InputError: no such folder, no weights in it, or a shard is missing.
+        InputError: no such folder, no weights in it, a shard is missing, or an index
+            that leads out of the folder.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(
-            f"There is no folder {folder}: expected one with a model, or a hub id such "
-            "as meta-llama/Llama-3.2-11B-Vision-Instruct; check the name."
-        )
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        places = read_json(index).get("weight_map")
-        names = list(places.values()) if isinstance(places, dict) else []
-        if not names or not all(isinstance(name, str) for name in names):
-            raise damaged_file(index, "it has no weight_map from tensors to files")
-        names = sorted(set(names))
+    folder = as_path(folder, "a model's folder")
+    with system_errors(folder, "read"):
+        if not folder.is_dir():
+            raise InputError(
+                f"There is no folder {folder}: expected one with a model, or a hub id "
+                "such as meta-llama/Llama-3.2-11B-Vision-Instruct; check the name."
+            )
+        files = sorted(folder.glob("consolidated*.pth"))
+    if exists(folder / INDEX):
+        names = sorted(set(read_index(folder).values()))
         for name in names:
-            if not (folder / name).is_file():
+            if not exists(folder / name):
                 raise InputError(
                     f"{folder} lacks {name}, which its index names: expected "
                     f"{len(names)} shards; download the missing ones."
                 )
         return "hub", [folder / name for name in names]
-    if (folder / "model.safetensors").is_file():
+    if exists(folder / "model.safetensors"):
         return "hub", [folder / "model.safetensors"]
-    files = sorted(file for file in folder.glob("consolidated*.pth") if file.is_file())
     if files:
         names = [file.name for file in files]
         numbered = [f"consolidated.{i:02}.pth" for i in range(len(files))]
@@ -87,7 +123,7 @@ def find_files(folder):
     )
 
 
-def read_config(folder):
+def read_config(folder: Path | str) -> MllamaConfig:
     """Configuration of a model's folder.
 
     Args:
@@ -97,24 +133,19 @@ def read_config(folder):
         MllamaConfig.
 
     Raises:
-        InputError: neither file is there, or one that is of another architecture.
+        InputError: neither file is there, or one that is of another architecture, or
+            whose entries are not what they should be.
     """
-    folder = Path(folder)
+    folder = as_path(folder, "a model's folder")
     for name, reader in {
         "config.json": config_from_hub,
         "params.json": config_from_meta,
     }.items():
-        path = folder / name
-        if path.is_file():
-            document = read_json(path)
-            try:
-                return reader(document, path)
-            except (TypeError, AttributeError, ZeroDivisionError):
-                raise damaged_file(
-                    path, "an entry is not of the kind expected"
-                ) from None
-    if not folder.is_dir():
-        find_files(folder)
+        if exists(folder / name):
+            return reader(read_json(folder / name), folder / name)
+    with system_errors(folder, "read"):
+        if not folder.is_dir():
+            find_files(folder)
     raise InputError(
         f"{folder} has no configuration: expected config.json (hub) or params.json "
         "(Meta); download it beside the weights."
@@ -165,7 +196,7 @@ class Checkpoint:
     report: LoadReport
 
 
-def open_checkpoint(folder):
+def open_checkpoint(folder: Path | str) -> Checkpoint:
     """Read configuration and headers of a folder and compare them with the model.
 
     Args:
@@ -176,9 +207,10 @@ def open_checkpoint(folder):
 
     Raises:
         InputError: see `find_files`, `read_config`, the readers of headers; a tensor
-            with another shape than the configuration asks for.
+            with another shape than the configuration asks for; an index that says
+            otherwise than its files.
     """
-    folder = Path(folder)
+    folder = as_path(folder, "a model's folder")
     config = read_config(folder)
     layout, files = find_files(folder)
     model = empty_model(config)
@@ -198,6 +230,11 @@ def open_checkpoint(folder):
                         "expected each tensor once; download the model again."
                     )
             stored.setdefault(name, []).append(tensor)
+    if layout == "hub" and exists(folder / INDEX):
+        for name, file in read_index(folder).items():
+            here = stored.get(name if text_only else old_hub_name(name), [])
+            if [tensor.file.name for tensor in here] != [file]:
+                raise damaged_file(folder / INDEX, f"{name} is not in {file}")
     conversions = (
         hub_conversions(shapes, text_only)
         if layout == "hub"
@@ -230,7 +267,9 @@ def open_checkpoint(folder):
     return Checkpoint(folder, config, conversions, stored, report)
 
 
-def _cut_dimension(shards, shape, name):
+def _cut_dimension(
+    shards: list[StoredTensor], shape: tuple[int, ...], name: str
+) -> int | None:
     """Along which dimension a tensor is cut into shards; None if it is whole.
 
     Meta's larger checkpoints are cut by model parallelism, a different dimension for
@@ -254,22 +293,29 @@ def _cut_dimension(shards, shape, name):
     )
 
 
-def load_model(folder, device="cpu", dtype=None, progress=None):
+def load_model(
+    folder: Path | str | Checkpoint,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> tuple[Mllama, LoadReport]:
     """Load a model from a folder in the hub's layout or in Meta's.
 
     Args:
         folder: path, or an opened Checkpoint.
         device: torch device or its name.
-        dtype: torch dtype of the parameters; None for the one in which they are stored.
+        dtype: torch dtype of the parameters or its name; None for the one in which they
+            are stored.
         progress: called with (bytes done, bytes in all) after every tensor, or None.
 
     Returns:
         (Mllama, LoadReport). The model is in evaluation mode.
 
     Raises:
-        InputError: see `open_checkpoint`; tensors missing or unexpected; too little
-            memory, said before anything is loaded.
+        InputError: see `open_checkpoint`, `find_device`, `find_dtype`; tensors missing
+            or unexpected; too little memory, said before anything is loaded.
     """
+    device, dtype = find_device(device), find_dtype(dtype)
     checkpoint = folder if isinstance(folder, Checkpoint) else open_checkpoint(folder)
     report = checkpoint.report
     for names, problem in (
@@ -282,7 +328,7 @@ def load_model(folder, device="cpu", dtype=None, progress=None):
                 f"{names[0]}: expected exactly those of its configuration; download "
                 "the model again."
             )
-    dtype, device = dtype or report.dtype, torch.device(device)
+    dtype = dtype or report.dtype
     needed = report.num_parameters * dtype.itemsize
     free = free_memory(device)
     if free is not None and needed > free:
@@ -338,16 +384,20 @@ def _fill(parameter, shards, shape, name, convert):
         parameter.copy_(convert(whole))
 
 
-def save_model(model, folder, max_shard_bytes=5 * 10**9):
+def save_model(
+    model: Mllama, folder: Path | str, max_shard_bytes: int = 5 * 10**9
+) -> None:
     """Write a model in the hub's layout, which transformers reads as well.
 
     Args:
         model: Mllama.
         folder: path; made if it is not there. Files are written aside and renamed.
         max_shard_bytes: a file is begun anew when it would grow beyond this.
+
+    Raises:
+        InputError: the folder is a file; the system doesn't let it be written.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     text_only = model.config.vision is None
     tensors = {
         name.removeprefix("language_model.") if text_only else name: parameter.detach()
@@ -366,14 +416,14 @@ def save_model(model, folder, max_shard_bytes=5 * 10**9):
             f"model-{i:05}-of-{len(shards):05}.safetensors"
             for i in range(1, len(shards) + 1)
         ]
-    for name, shard in zip(names, shards):
-        save_file(shard, folder / (name + ".part"), metadata={"format": "pt"})
-    for name in names:
-        os.replace(folder / (name + ".part"), folder / name)
+    with ExitStack() as all_written:  # no file is renamed before the last is complete
+        for name, shard in zip(names, shards):
+            part = all_written.enter_context(written_aside(folder / name))
+            save_file(shard, part, metadata={"format": "pt"})
     # An earlier model in one file, or the index of one in shards, would be read first.
-    index_path = folder / "model.safetensors.index.json"
-    stale = folder / "model.safetensors" if len(shards) > 1 else index_path
-    stale.unlink(missing_ok=True)
+    stale = folder / ("model.safetensors" if len(shards) > 1 else INDEX)
+    with system_errors(stale, "written"):
+        stale.unlink(missing_ok=True)
     if len(shards) > 1:
         index = {
             "metadata": {
@@ -383,5 +433,5 @@ def save_model(model, folder, max_shard_bytes=5 * 10**9):
                 key: name for name, shard in zip(names, shards) for key in shard
             },
         }
-        write_json(index, index_path)
+        write_json(index, folder / INDEX)
     write_json(config_to_hub(model.config, model.dtype), folder / "config.json")

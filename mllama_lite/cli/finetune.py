@@ -17,11 +17,11 @@ DATA is a folder with images and metadata.jsonl.
 """
 RECIPE = (  # options that are settings of the Recipe
     ("rank", int, "of the adapter (8)"),
-    ("alpha", float, "the adapter is multiplied by alpha / rank (16)"),
+    ("alpha", float, "the adapter is multiplied by alpha / rank (2 x rank)"),
     ("dropout", float, "share of an adapter's inputs that is left out (0)"),
     ("epochs", int, "how often every sample is seen (3)"),
     ("steps", int, "steps of the optimiser, instead of epochs"),
-    ("lr", float, "highest learning rate (2e-4)"),
+    ("lr", float, "highest learning rate (0.82 / the model's width: 2e-4 for 4096)"),
     ("batch", int, "samples at once, which memory limits (4)"),
     ("accumulate", int, "how many batches make a step (1)"),
     ("held-out", float, "share of the samples that is measured, not learned (0.1)"),
@@ -39,7 +39,8 @@ def add_options(parser):
         metavar="A,B,...",
         help="what is adapted: all, self, mlp, cross, vision.local, vision.global, "
         "projector, head, or patterns of module names, each with a rank of its own after "
-        "a colon if it has one, as head:64; default: self,mlp,cross",
+        "a colon if it has one, as head:64; default: self,mlp,cross, and head where the "
+        "answers hold words that the model never writes",
     )
     for name, kind, meaning in RECIPE:
         parser.add_argument(f"--{name}", action=Number, kind=kind, help=meaning)
@@ -68,7 +69,8 @@ def run(options):
         )
     check_out(options)
     keep_freed_memory()
-    from mllama_lite.adapters.training import Recipe, finetune
+    from mllama_lite.adapters.recipe import Recipe
+    from mllama_lite.adapters.training import finetune
 
     names = [name.replace("-", "_") for name, _, _ in RECIPE]
     given = {name: getattr(options, name) for name in names}
