@@ -170,8 +170,8 @@ def is_picture_name(text: str) -> bool:
 # HEIF is there once pillow_heif has registered it. No other reader of Pillow is meant,
 # least of all the one of EPS, which starts an outside program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
-# All tiles of the published models together hold 5 million pixels. A camera of 64
-# megapixels and any JPEG of a page or a panorama stay below these three.
+# Of a picture the published models see 1.25 million pixels (4 tiles of 560 x 560). A
+# camera of 64 megapixels, a panorama and any side of a JPEG stay below these.
 MOST_PIXELS = 2**26
 LONGEST_SIDE = 2**16 - 1
 MOST_BYTES = 2**28

@@ -46,7 +46,6 @@ from mllama_lite.tiles import (
     open_image,
 )
 
-
 few = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 
