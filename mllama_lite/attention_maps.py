@@ -5,7 +5,9 @@ Built in chapter 11, notebooks/11_training.ipynb. The fused kernels never show t
 weights, so they are computed again, by hand, on a text that is already written.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from mllama_lite.attention import attention_by_hand
 from mllama_lite.cross_attention import CrossAttention
 from mllama_lite.errors import InputError
-from mllama_lite.model import VisionConfig
-from mllama_lite.tiles import Source, choose_canvas, open_image, resized_size
+from mllama_lite.local_vision import VisionConfig
+from mllama_lite.tiles import Picture, choose_canvas, open_image, resized_size
 from mllama_lite.tokenizer import ImagePart
 from mllama_lite.vlm import VLM
 
@@ -47,7 +49,7 @@ class Looks:
 def look(
     vlm: VLM,
     question: str,
-    images: Source | list[Source],
+    images: Picture | Sequence[Picture],
     max_new_tokens: int = 64,
 ) -> Looks:
     """Answer a question greedily and keep what cross-attention looked at.
@@ -62,30 +64,39 @@ def look(
         Looks.
 
     Raises:
-        InputError: see `open_image` and `VLM.generate`.
+        InputError: see `open_image` and `VLM.generate`; a text-only model, or one
+            without a tokenizer.
     """
-    images = images if isinstance(images, (list, tuple)) else [images]
-    images = [open_image(image) for image in images]
-    message = {"role": "user", "content": [*map(ImagePart, images), question]}
-    prompt, _ = vlm.tokenizer.encode_chat([message])
-    ids = vlm.generate(prompt, images, max_new_tokens)
-    found, hooks = {}, []
+    config, tokenizer = vlm.config.vision, vlm.conversation().tokenizer
+    if config is None:
+        raise InputError(
+            "A text-only model looks at no picture: expected a vision model; use one."
+        )
+    sources: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
+    pictures = [open_image(source) for source in sources]
+    message = {"role": "user", "content": [*map(ImagePart, pictures), question]}
+    prompt, _ = tokenizer.encode_chat([message])
+    ids = vlm.generate(prompt, pictures, max_new_tokens)
+    found: dict[int, torch.Tensor] = {}
+    hooks = []
     # The token at one place is chosen from what was seen at the place before.
     places = slice(len(prompt) - 1, len(prompt) - 1 + len(ids))
     for layer in vlm.model.cross_attention_layers:
 
-        def keep(attention, args, output, layer=layer.layer):
+        def keep(
+            attention: Any, args: Any, output: Any, layer: int = layer.layer
+        ) -> None:
             found[layer] = cross_weights(attention, *args)[0, :, places].cpu()
 
         hooks.append(layer.cross_attn.register_forward_hook(keep))
     try:
-        vlm.logits(prompt + ids, images)
+        vlm.logits(prompt + ids, pictures)
     finally:
         for hook in hooks:
             hook.remove()
-    shown = [n for n, id in enumerate(ids) if not vlm.tokenizer.is_special(id)]
-    config, weights, first = vlm.config.vision, [], 0
-    for image in images:
+    shown = [n for n, id in enumerate(ids) if not tokenizer.is_special(id)]
+    weights, first = [], 0
+    for image in pictures:
         rows, columns = choose_canvas(
             image.height, image.width, config.image_size, config.max_num_tiles
         )
@@ -99,9 +110,9 @@ def look(
             }
         )  # [A, H, tiles, P]
         first = end
-    pieces = [vlm.tokenizer.decode([ids[n]]) for n in shown]
-    answer = vlm.tokenizer.decode(ids, skip_special=True)
-    return Looks(answer, pieces, images, weights)
+    pieces = [tokenizer.decode([ids[n]]) for n in shown]
+    answer = tokenizer.decode(ids, skip_special=True)
+    return Looks(answer, pieces, pictures, weights)
 
 
 def cross_weights(
@@ -204,19 +215,16 @@ def draw_looks(
             mask = Image.fromarray((share * 190).astype(np.uint8))
             # The map covers the canvas, of which the picture may leave a part empty.
             whole_size = [n * config.image_size for n in canvas]
-            box = [
-                mask.width * shown[1] / whole_size[1],
-                mask.height * shown[0] / whole_size[0],
-            ]
-            mask = mask.resize(
-                (width, height), Image.Resampling.NEAREST, box=(0, 0, *box)
-            )
+            right = mask.width * shown[1] / whole_size[1]
+            bottom = mask.height * shown[0] / whole_size[0]
+            box = (0, 0, right, bottom)
+            mask = mask.resize((width, height), Image.Resampling.NEAREST, box)
             panel = Image.composite(orange, grey, mask)
             whole.paste(panel, (x, y))
     return whole
 
 
-def _stacked(pictures):
+def _stacked(pictures: list[Image.Image]) -> Image.Image:
     """Pictures one below the other, on white."""
     size = max(one.width for one in pictures), sum(one.height for one in pictures)
     whole, y = Image.new("RGB", size, "white"), 0

@@ -4,12 +4,18 @@ For each kind of thing that once went wrong, a test that draws more of its kind.
 """
 
 import errno
+import fcntl
 import io
 import os
+import pty
+import select
 import signal
 import struct
 import subprocess
 import sys
+import termios
+import time
+import unicodedata
 import warnings
 import zlib
 from contextlib import contextmanager
@@ -22,9 +28,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
-from mllama_lite import cli
+from mllama_lite import cli, load
 from mllama_lite.attention_maps import LONGEST, Looks, draw_looks
-from mllama_lite.cli.ask import question_and_images
+from mllama_lite.cli import chat as chat_module
+from mllama_lite.cli import terminal
+from mllama_lite.cli.ask import PICTURES, question_and_images
 from mllama_lite.cli.options import Number, Text, parse
 from mllama_lite.errors import InputError
 from mllama_lite.local_vision import VisionConfig
@@ -87,7 +95,7 @@ def test_no_picture_starts_an_outside_program(tmp_path, monkeypatch, name):
     )
     with Image.open(io.BytesIO(EPS)) as image:  # Pillow would
         assert image.format == "EPS"
-        with pytest.raises(Exception):
+        with pytest.raises(OSError):
             image.load()
         assert started.pop()
     path = tmp_path / name
@@ -182,8 +190,21 @@ def test_images_that_are_none():
     lazy = Image.open(io.BytesIO(saved(noise(), "PNG")))
     lazy.close()
     with open(os.devnull) as text:
-        for source in (closed, lazy, Image.new("RGB", (0, 0)), Image.new("L", (0, 9)),
-                       Image.Image(), text, io.StringIO("a"), None, 5, 1.5, [], {}, object()):  # fmt: skip
+        for source in (
+            closed,
+            lazy,
+            Image.new("RGB", (0, 0)),
+            Image.new("L", (0, 9)),
+            Image.Image(),
+            text,
+            io.StringIO("a"),
+            None,
+            5,
+            1.5,
+            [],
+            {},
+            object(),
+        ):
             with pytest.raises(InputError):
                 open_image(source)
 
@@ -256,7 +277,10 @@ def test_no_header_makes_more_than_a_sentence(make, width, height):
 
 
 @few
-@given(st.integers(0, 10**6), st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "AVIF"]))  # fmt: skip
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "AVIF"]),
+)
 def test_mutated_files_make_no_more_than_a_sentence(seed, kind):
     if kind not in Image.SAVE:
         return
@@ -470,7 +494,13 @@ def refused(capsys, *words):
 
 
 WORDS = ["What is it?", "a.png", "b.JPG", "dir/c d.webp.gif"]
-PAIRS = [["--top-k", "5"], ["--temperature=.5"], ["--json"], ["--model", "m"], ["--seed", "-3"]]  # fmt: skip
+PAIRS = [
+    ["--top-k", "5"],
+    ["--temperature=.5"],
+    ["--json"],
+    ["--model", "m"],
+    ["--seed", "-3"],
+]
 
 
 @few
@@ -538,10 +568,21 @@ def test_commands_that_are_none(capsys):
         assert "There is no command" in refused(capsys, word)
     assert cli.main([]) == 2
     assert capsys.readouterr().err.startswith("usage: mllama-lite {ask,chat,")
-    for words in (["info", "a", "b"], ["download", "a/b", "c"], ["train", "x"],
-                  ["measure", "x"], ["finetune", "a", "b"], ["download"], ["download", ""],
-                  ["finetune"], ["finetune", "", "--out", "a"], ["finetune", "a"],
-                  ["train"], ["info", ""], ["chat", "hello"]):  # fmt: skip
+    for words in (
+        ["info", "a", "b"],
+        ["download", "a/b", "c"],
+        ["train", "x"],
+        ["measure", "x"],
+        ["finetune", "a", "b"],
+        ["download"],
+        ["download", ""],
+        ["finetune"],
+        ["finetune", "", "--out", "a"],
+        ["finetune", "a"],
+        ["train"],
+        ["info", ""],
+        ["chat", "hello"],
+    ):
         refused(capsys, *words)
 
 
@@ -591,3 +632,465 @@ def test_words_of_any_kind_parse_or_are_refused(name, words):
         assert options is None or set(options.words) <= set(words)
     except InputError as error:
         assert str(error).isprintable() and len(str(error)) < 1500
+
+
+# ---------------------------------------------------------------- what is written
+
+
+PHOTO = Path(__file__).parent.parent / "mllama_lite/small/pictures/digits.png"
+ASK = ["ask", "How many digits are there?", str(PHOTO), "--max-new-tokens", "2"]
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch):
+    """Fails a test in which a model is loaded: what is wrong is said before."""
+
+    def load(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("mllama_lite.vlm.load", load)
+
+
+@pytest.mark.parametrize("ending", PICTURES)
+def test_show_writes_what_its_ending_says(tmp_path, capsys, ending):
+    name = tmp_path / f"seen{ending.upper()}"
+    assert cli.main([*ASK, "--show", str(name)]) == 0
+    assert capsys.readouterr().err == "" and list(tmp_path.iterdir()) == [name]
+    if ending == ".pdf":
+        assert name.read_bytes().startswith(b"%PDF-")
+    else:
+        with Image.open(name) as image:
+            assert image.format == PICTURES[ending] and image.width > 62
+
+
+def test_show_refuses_every_other_ending(tmp_path, capsys, nothing_is_loaded):
+    Image.init()
+    others = set(Image.registered_extensions()) - set(PICTURES) | {
+        "",
+        ".doc",
+        ".\x1b[2J",
+    }
+    assert {".msp", ".xbm", ".palm", ".blp", ".grib", ".hdf", ".wmf"} <= others
+    for ending in sorted(others):
+        said = refused(capsys, *ASK, "--show", tmp_path / f"a{ending}")
+        assert "rename it" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_show_refuses_places_it_cannot_write_to(
+    tmp_path, capsys, monkeypatch, nothing_is_loaded
+):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("folder.png")
+    os.mkfifo("pipe.png")
+    os.symlink("/dev/full", "full.png")
+    Path("file.png").write_bytes(b"mine")
+    for name, says in (
+        ("folder.png", "is a folder or a device"),
+        ("pipe.png", "is a folder or a device"),
+        ("full.png", "is a folder or a device"),
+        ("no/a.png", "in a folder that does not exist"),
+        ("file.png/a.png", "in a folder that does not exist"),
+        ("n" * 300 + ".png", "File name too long"),
+        ("/proc/a.png", "cannot be written"),
+        ("nul\0.png", "no file has such a name"),
+    ):
+        assert says in refused(capsys, *ASK, "--show", name)
+    assert "no image to show" in refused(capsys, "ask", "Why?", "--show", "a.png")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # to root all is allowed
+    assert "must not be written" in refused(capsys, *ASK, "--show", "file.png")
+    assert Path("file.png").read_bytes() == b"mine"
+    assert sorted(os.listdir()) == ["file.png", "folder.png", "full.png", "pipe.png"]
+
+
+def test_show_does_not_write_over_what_is_asked_about(
+    tmp_path, capsys, monkeypatch, nothing_is_loaded
+):
+    monkeypatch.chdir(tmp_path)
+    before = PHOTO.read_bytes()
+    Path("a.png").write_bytes(before)
+    os.symlink("a.png", "link.png")
+    os.link("a.png", "hard.png")
+    for shown in ("a.png", "./a.png", str(tmp_path / "a.png"), "link.png", "hard.png"):
+        for asked in ("a.png", "link.png", "hard.png"):
+            words = ("ask", "Why?", PHOTO, asked, "--show", shown)
+            assert "is a picture that is asked about" in refused(capsys, *words)
+    assert Path("a.png").read_bytes() == before
+
+
+def test_a_disk_that_fills_leaves_the_earlier_picture(tmp_path, capsys, monkeypatch):
+    (tmp_path / "seen.png").write_bytes(b"earlier")
+
+    def half(self, part, kind):
+        Path(part).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    assert cli.main([*ASK, "--show", str(tmp_path / "seen.png")]) == 2
+    shown = capsys.readouterr()
+    assert "No space left on device" in shown.err and shown.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["seen.png"]
+    assert (tmp_path / "seen.png").read_bytes() == b"earlier"
+
+
+def test_measure_tries_its_place_first(
+    tmp_path, capsys, monkeypatch, nothing_is_loaded
+):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("folder")
+    for name in (
+        "folder",
+        "no/counts.json",
+        "/dev/full",
+        "/proc/counts.json",
+        "n" * 300,
+    ):
+        said = refused(capsys, "measure", "--questions", 1, "--out", name)
+        assert "folder" in said or "cannot be written" in said
+    assert os.listdir() == ["folder"]
+
+
+# ---------------------------------------------------------------- streams
+
+
+def shell(command, **environment):
+    """A command line of a shell; PROGRAM stands for the program."""
+    command = command.replace("PROGRAM", f"{sys.executable} -m mllama_lite")
+    return subprocess.run(
+        command,
+        shell=True,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | environment,
+    )
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize(
+    "command, code, says",
+    [
+        (
+            "PROGRAM --help > /dev/full",
+            2,
+            "The output cannot be read or written (No sp",
+        ),
+        ("PROGRAM ask --help > /dev/full", 2, "(No space left on device)"),
+        ("PROGRAM --help >&-", 2, "The standard output is closed"),
+        ("PROGRAM ask 2> /dev/full", 2, ""),
+        ("PROGRAM ask 2>&-", 2, ""),
+        ("PROGRAM dance 2> /dev/full > /dev/full", 2, ""),
+        ("PROGRAM 2> /dev/full", 2, ""),
+        ("PROGRAM --version 2>&-", 0, ""),
+        ("PROGRAM --version <&-", 0, ""),
+        ("PROGRAM ask '\udcff\u4e2d' b", 2, "\\udcff"),
+        ("PROGRAM --help | true; exit ${PIPESTATUS:-0}", 0, ""),
+    ],
+)
+def test_streams_that_cannot_be_used(command, code, says):
+    done = shell(command)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False)
+    assert says in done.stderr and done.stderr.count("\n") == bool(says)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_an_answer_that_cannot_be_written_is_an_error():
+    words = f"ask 'How many digits are there?' {PHOTO} --max-new-tokens 2"
+    done = shell(f"PROGRAM {words} > /dev/full")
+    assert done.returncode == 2 and "No space left on device" in done.stderr
+    assert done.stderr.count("\n") == 1
+    done = shell(f"PROGRAM {words} 2> /dev/full")
+    assert done.returncode == 0 and done.stdout.strip()
+
+
+def test_terminals_that_know_ascii_only(tmp_path, monkeypatch):
+    folder = tmp_path / "Gemälde 中"
+    folder.symlink_to(PHOTO.parent.parent)
+    for encoding in ("ascii", "latin-1", "cp437"):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding))
+        assert cli.main(["info", str(folder)]) == 0
+        assert (
+            b"2,792,909 parameters" in raw.getvalue() and b"\\u4e2d" in raw.getvalue()
+        )
+    for environment in ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}):
+        done = shell("PROGRAM ask Gemälde 中", **environment)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@few
+@given(st.text())
+def test_on_a_terminal_an_answer_moves_no_cursor(text):
+    shown = terminal.printable(text)
+    left = [c for c in shown if unicodedata.category(c) == "Cc"]
+    assert set(left) <= {"\n", "\t"}
+    if all(unicodedata.category(c) != "Cc" or c in "\n\t" for c in text):
+        assert shown == text
+
+
+def test_control_characters_reach_a_file_but_no_terminal(monkeypatch):
+    for kind, want in (
+        (Terminal, "\\x1b[2J\\r\tred\n"),
+        (io.StringIO, "\x1b[2J\r\tred\n"),
+    ):
+        monkeypatch.setattr(sys, "stdout", kind())
+        terminal.say("\x1b[2J\r\tred\n")
+        assert sys.stdout.getvalue() == want
+
+
+def test_ctrl_c_is_130_without_a_line(capsys, monkeypatch):
+    def interrupt(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    for place in (
+        "mllama_lite.tiles.open_image",
+        "mllama_lite.vlm.load",
+        "mllama_lite.vlm.VLM.stream",
+        "mllama_lite.cli.ask.say",
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, interrupt)
+            assert cli.main(ASK) == 130
+        assert capsys.readouterr() == ("", "")
+        assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("module", ["numpy", "torch", "mllama_lite.vlm"])
+def test_ctrl_c_while_modules_are_imported(module):
+    """Python tells of each module when it has been imported; then comes the interrupt."""
+    command = [sys.executable, "-X", "importtime", "-m", "mllama_lite", *ASK]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    begun = False
+    for line in process.stderr:
+        begun = begun or line.rstrip().endswith(b" mllama_lite.cli")
+        name = line.decode().split("|")[-1].strip()
+        if begun and (name.startswith(f"{module}.") or name == module):
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=600)
+    lines = [line for line in err.decode().splitlines() if "import time:" not in line]
+    assert (process.returncode, out, lines) == (130, b"", [])
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (KeyboardInterrupt(), 130),
+        (OSError(errno.ENOSPC, "No space left on device"), 2),
+        (PermissionError(errno.EACCES, "Permission denied", "model.safetensors"), 2),
+        (OSError("odd"), 2),
+        (MemoryError(), 2),
+        (InputError("a", "b"), 2),
+    ],
+)
+def test_what_ends_a_command(capsys, monkeypatch, error, code):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("mllama_lite.vlm.load", fail)
+    assert cli.main(ASK) == code
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == (code == 2) + (
+        isinstance(error, InputError)
+    )
+
+
+def test_a_bug_is_not_hidden(monkeypatch):
+    def fail(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("mllama_lite.vlm.load", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(ASK)
+
+
+# ---------------------------------------------------------------- conversations
+
+
+def talk(monkeypatch, capsys, lines, *options):
+    """What a conversation through a pipe writes: (exit code, answers, the rest)."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
+    capsys.readouterr()
+    code = cli.main(["chat", "--max-new-tokens", "8", *options])
+    return code, *capsys.readouterr()
+
+
+FIRST, SECOND = "Read the digits from left to right.", "How many digits are there?"
+
+
+def test_a_conversation_through_a_pipe(monkeypatch, capsys, tmp_path):
+    """Answers are those of a Conversation, whatever way a picture is shown."""
+    vlm = load(device="cpu")
+    chat = vlm.conversation()
+    want = chat.ask(FIRST, images=PHOTO, max_new_tokens=8)
+    want += "\n" + chat.ask(SECOND, max_new_tokens=8) + "\n"
+    spaced = tmp_path / "my photo's.png"
+    spaced.write_bytes(PHOTO.read_bytes())
+    escaped = str(spaced).replace(" ", "\\ ").replace("'", "\\'")
+    for shown in (
+        [f"/image {PHOTO}", FIRST],
+        [f"/image {spaced}", FIRST],
+        [f'/image "{spaced}"', FIRST],
+        [str(PHOTO), FIRST],
+        [f"{PHOTO} {FIRST}"],
+        [f'"{spaced}" ', FIRST],
+        [f'"{spaced}" {FIRST}'],
+        [escaped, "", FIRST],
+    ):
+        assert talk(monkeypatch, capsys, [*shown, SECOND]) == (0, want, "")
+    lines = [FIRST, SECOND, "/quit", "never read"]
+    assert talk(monkeypatch, capsys, lines, str(PHOTO)) == (0, want, "")
+
+
+def test_reset_forgets_what_was_said_and_shown(monkeypatch, capsys):
+    vlm = load(device="cpu")
+    blind = vlm.ask(FIRST, max_new_tokens=8)
+    seen = vlm.ask(FIRST, images=PHOTO, max_new_tokens=8)
+    lines = [f"{PHOTO} {FIRST}", "/reset", FIRST, str(PHOTO), "/reset", FIRST]
+    code, out, err = talk(monkeypatch, capsys, lines)
+    assert (code, out) == (0, f"{seen}\n{blind}\n{blind}\n") and seen != blind
+    assert err.count("A new conversation.") == 2
+
+
+def test_refused_lines_end_no_conversation(monkeypatch, capsys, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    vlm = load(device="cpu")
+    lines = [
+        "/image",
+        "/image gone.png",
+        "gone.png",
+        f"{tmp_path}/text.png",
+        "/dance",
+        "/rest",
+    ]
+    lines += ["word " * 2000, f"{tmp_path} is a folder?", FIRST]
+    code, out, err = talk(monkeypatch, capsys, lines)
+    folder = vlm.conversation()
+    want = [folder.ask(text, max_new_tokens=8) for text in lines[-2:]]
+    assert code == 2 and out == "\n".join(want) + "\n"
+    says = [
+        "/image has no picture",
+        "gone.png does not exist",
+        "gone.png does not exist",
+    ]
+    says += [
+        "of no format",
+        "no command '/dance'",
+        "did you mean /reset?",
+        "the model's context",
+    ]
+    assert all(say in line for say, line in zip(says, err.splitlines(), strict=True))
+
+
+def test_chat_refuses_at_once(monkeypatch, capsys, nothing_is_loaded):
+    for words, says in (
+        (["What is this?"], "chat begins with 'What is this?'"),
+        (["--top-k", "-1"], "top_k is -1"),
+        (["--system", ""], "--system is ''"),
+        (["--adapter", "nowhere"], "has no adapter_config.json"),
+    ):
+        assert says in refused(capsys, "chat", *words)
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "standard input is closed" in refused(capsys, "chat")
+
+
+def test_ctrl_c_ends_a_conversation_through_a_pipe(monkeypatch, capsys):
+    def interrupt(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("mllama_lite.cli.chat.say", interrupt)
+    assert talk(monkeypatch, capsys, [FIRST, SECOND])[0] == 130
+
+
+def test_a_text_only_model_is_shown_no_picture(monkeypatch, capsys):
+    vlm = load(device="cpu")
+    monkeypatch.setattr(chat_module, "load_with_adapter", lambda _: vlm)
+    object.__setattr__(vlm.config, "vision", None)
+    try:
+        code, out, err = talk(monkeypatch, capsys, [str(PHOTO)])
+    finally:
+        object.__setattr__(vlm.config, "vision", load(device="cpu").config.vision)
+    assert code == 2 and "cannot be shown to a text-only model" in err
+
+
+SLOW = """
+import sys, time
+from mllama_lite import cli, load
+from mllama_lite.vlm import Conversation
+stream = Conversation.stream
+
+def slowly(self, question, images=None, **settings):
+    if "slow" not in question:
+        yield from stream(self, question, images, **settings)
+        return
+    for i in range(10000):
+        time.sleep(0.05)
+        yield f"<{i}> "
+
+Conversation.stream = slowly
+sys.exit(cli.main(["chat", "--max-new-tokens", "8"]))
+"""
+
+
+def test_a_conversation_at_a_terminal(tmp_path):
+    """Greeting, dragged pictures, Ctrl-C within an answer and at the prompt, Ctrl-D."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
+        env=os.environ | {"TERM": "dumb"},
+    )
+    os.close(follower)
+    shown = ""
+
+    def wait_for(text):
+        nonlocal shown
+        end = time.monotonic() + 300
+        while text not in shown:
+            assert time.monotonic() < end, shown
+            if select.select([leader], [], [], 1)[0]:
+                shown += os.read(leader, 4096).decode()
+        before, shown = shown.split(text, 1)
+        return before
+
+    def enter(text):
+        os.write(leader, text.encode())
+
+    greeting = wait_for("\n> ")
+    assert (
+        "small model" in greeting and "/quit" in greeting and "1024 tokens" in greeting
+    )
+    enter("/help\n")
+    wait_for("/image PATH")
+    wait_for("\n> ")
+    enter(f"'{PHOTO}' \n")
+    wait_for("385 x 147 pixels, is shown with the next question.")
+    enter(f"{FIRST}\n")
+    wait_for("3 1 9\r\n")
+    wait_for("> ")
+    enter("slow\n")
+    wait_for("<1> ")
+    enter("\x03")  # Ctrl-C: the answer ends, the program doesn't
+    wait_for("\n> ")
+    enter("half a line\x03")
+    wait_for("(/quit or Ctrl-D leaves)")
+    wait_for("> ")
+    enter("/rest\n")
+    wait_for("did you mean /reset?")
+    wait_for("> ")
+    enter(f"{SECOND}\n")
+    wait_for("3\r\n")
+    wait_for("> ")
+    enter("\x04")  # Ctrl-D
+    assert process.wait(timeout=300) == 0
+    os.close(leader)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -1148,8 +1149,7 @@ def test_any_values_under_the_right_keys(tmp_path, entry):
         assert sample.num_answer_tokens > 0
 
 
-def tiny_config(kept=[]):
+@cache
+def tiny_config():
     """The configuration of `tiny`, made once."""
-    if not kept:
-        kept.append(tiny().config)
-    return kept[0]
+    return tiny().config

@@ -196,17 +196,21 @@ def test_conversation_reuses_its_caches(vlm, monkeypatch):
 
 
 def test_conversation_that_is_cut_off_goes_on(vlm):
+    """What is kept are the tokens that were read, and the next turn continues from them."""
     chat = vlm.conversation()
     stream = chat.stream("Tell me.", PHOTO, max_new_tokens=20)
     first = next(stream)
     stream.close()
-    assert chat.tokens[-1] == vlm.tokenizer.special["<|eot_id|>"]
-    assert first and chat.ask("Go on.", max_new_tokens=5)
-    fresh = vlm.logits(chat.tokens, [Image.open(PHOTO)])
-    session = Session(vlm.model, 1, len(chat.tokens))
+    end = vlm.tokenizer.special["<|eot_id|>"]
+    assert first and chat.tokens[-1] == end and chat.tokens.count(end) == 2
+    cut = list(chat.tokens)
+    assert chat.ask("Go on.", max_new_tokens=5)
+    assert chat.tokens[: len(cut)] == cut and len(chat.tokens) > len(cut)
+    cached = chat._session.lengths[0]
     with torch.inference_mode():
-        session.extend([chat.tokens], [chat.tiles])
-    assert fresh.shape == (len(chat.tokens), 128256)
+        got = chat._session.step(torch.tensor([chat.tokens[cached]]))[0]
+    fresh = vlm.logits(chat.tokens[: cached + 1], [Image.open(PHOTO)])[-1]
+    assert (got - fresh).abs().max() < 2e-5
 
 
 def test_a_new_question_ends_the_answer_before(vlm):
@@ -227,18 +231,23 @@ def test_a_new_question_ends_the_answer_before(vlm):
     assert (follow - fresh).abs().max() < 2e-5
 
 
-def test_sessions_that_outgrow_their_cache(small):
+@pytest.mark.parametrize("static", [False, True])
+def test_sessions_that_outgrow_their_cache(small, static):
+    """Room for 2 tokens at first, or just for the prompt: every step is that of room for 40."""
     config, vlm = small
     rows, images = cases.batch(5, config)
     tiles = cases.tiles_of(config, images)
+    longest = max(map(len, rows))
     roomy = Session(vlm.model, 4, 40)
-    for tight in (Session(vlm.model, 4, 2), Session(vlm.model, 4, 2, static=True)):
-        a = tight.extend(rows, tiles)
-        b = roomy.extend(rows, tiles) if roomy.lengths[0] == 0 else None
-        assert b is None or (a - b).abs().max() < 2e-5
-    want = [roomy.step(torch.tensor([1, 2, 3, i])) for i in range(5)]
-    got = [tight.step(torch.tensor([1, 2, 3, i])) for i in range(5)]
-    assert max((a - b).abs().max().item() for a, b in zip(got, want)) < 2e-5
+    want = [roomy.extend(rows, tiles)]
+    want += [roomy.step(torch.tensor([1, 2, 3, i])) for i in range(5)]
+    for capacity in (2, longest):
+        tight = Session(vlm.model, 4, capacity, static)
+        got = [tight.extend(rows, tiles)]
+        assert tight.cache.capacity == longest
+        got += [tight.step(torch.tensor([1, 2, 3, i])) for i in range(5)]
+        assert tight.cache.capacity == tight.cache.length == longest + 5
+        assert (torch.stack(got) - torch.stack(want)).abs().max() < 2e-5
 
 
 def test_sessions_refuse_what_they_cannot_do(small):

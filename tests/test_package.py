@@ -19,6 +19,7 @@ PRIVATE_TORCH = {
     "torch.utils._pytree": {"tree_iter", "tree_map_only"},
     "torch.ops.aten": {"_local_scalar_dense"},
     "torch.UntypedStorage": {"_cdata"},
+    "torch.ops.mkldnn": {"_is_mkldnn_bf16_supported"},
 }
 
 FOREIGN = (

@@ -235,13 +235,25 @@ def test_self_attention(all_models, proof):
 
 
 def test_mlp_and_layer(all_models, proof):
-    worst = 0.0
+    """The MLP alone, and the whole layer: norms, attention and residuals around it."""
+    mlp, whole = 0.0, 0.0
     for config, meta, ours in all_models.values():
         layer = ours.language_model.model.layers[config.text.self_attention_layers[-1]]
         theirs = meta.text_model.layers[-1]
         x = torch.randn(2, 5, config.text.hidden_size)
-        worst = max(worst, largest(layer.mlp(x), theirs.feed_forward(x)))
-    proof("MLP (SwiGLU)", "Meta", "12 configurations", worst, 1e-5)
+        mlp = max(mlp, largest(layer.mlp(x), theirs.feed_forward(x)))
+        positions = torch.arange(5)
+        want = theirs(
+            x,
+            meta.text_model.freqs_cis[:5],
+            meta.text_model.mask_cache[:, :, :5],
+            positions,
+        )
+        table = ours.language_model.model.frequencies(x.device)
+        got = layer(x, Step(*rope_cos_sin(table, positions)))
+        whole = max(whole, largest(got, want))
+    proof("MLP (SwiGLU)", "Meta", "12 configurations", mlp, 1e-5)
+    proof("Decoder layer, whole", "Meta", "12 configurations", whole, 1e-5)
 
 
 def test_embedding(all_models, proof):

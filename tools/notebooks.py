@@ -238,7 +238,8 @@ def definitions(code: str) -> list[tuple[str, str]]:
     for node in ast.parse(code).body:
         name = getattr(node, "name", "")
         for target in getattr(node, "targets", [getattr(node, "target", None)]):
-            name = name or getattr(target, "id", "")
+            first = target.elts[0] if isinstance(target, ast.Tuple) else target
+            name = name or getattr(first, "id", "")
         pieces.append((name, "\n".join(lines[begin : node.end_lineno])))
         begin = node.end_lineno
     return pieces

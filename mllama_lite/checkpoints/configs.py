@@ -203,7 +203,10 @@ def _rope(given, where, within):
             f"{where} has no entry 'rope_theta': expected {THETA.expected}; download "
             "the file again."
         )
-    if found.get("rope_type", found.get("type")) != "llama3":
+    kind = found.get("rope_type", found.get("type"))
+    named = kind is not None or not entries.keys() - {"rope_theta"}
+    check_relations(entries, [(named, "rope_type", "a name")], where, within)
+    if kind != "llama3":
         return theta, None
     scaling = RopeScaling(**check_fields(entries, ROPE_FIELDS, where, within))
     low, high = scaling.low_freq_factor, scaling.high_freq_factor

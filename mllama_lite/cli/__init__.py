@@ -74,17 +74,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _run(words):
+def _run(words: list[str]) -> int:
     """Find the command that the words begin with, and run it on the others."""
     if sys.stdout is None:
         raise InputError(
             "The standard output is closed: expected one to write to; send it to "
             "/dev/null if it is not wanted."
         )
-    name, *rest = words or [None]
-    if name is None:
+    if not words:
         complain(_usage())
         return 2
+    name, *rest = words
     if name in ("-h", "--help"):
         print(_overview())
         return 0
@@ -101,11 +101,11 @@ def _run(words):
     return 0 if options is None else COMMANDS[name].run(options) or 0
 
 
-def _usage():
+def _usage() -> str:
     return f"usage: mllama-lite {{{','.join(COMMANDS)}}} ..."
 
 
-def _overview():
+def _overview() -> str:
     lines = [f"  {name:10} {module.SUMMARY}" for name, module in COMMANDS.items()]
     return "\n".join(
         [
@@ -120,7 +120,7 @@ def _overview():
     )
 
 
-def _open_streams():
+def _open_streams() -> None:
     """Leave no standard stream closed, and none that dies of a character.
 
     A file that is opened later would get the number of a closed stream, and what a
@@ -140,7 +140,7 @@ def _open_streams():
         sys.stdin.reconfigure(errors="replace")
 
 
-def _keep_libraries_quiet():
+def _keep_libraries_quiet() -> None:
     """Lines of torch and the hub's library would come before our own."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -156,7 +156,7 @@ def _interrupts() -> Iterator[list[int]]:
         yield interrupted
         return
 
-    def interrupt(number, frame):
+    def interrupt(number: int, frame: object) -> None:
         interrupted.append(number)
         sys.unraisablehook = lambda _: None
         raise KeyboardInterrupt

@@ -2,12 +2,18 @@
 
 import json
 import os
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mllama_lite.cli.options import Text, add_answering, check_place, sampling
 from mllama_lite.cli.terminal import loading_progress, say
 from mllama_lite.errors import InputError, shown
 from mllama_lite.files import written_aside
+
+
+if TYPE_CHECKING:
+    from mllama_lite.vlm import VLM
 
 
 SUMMARY = "ask about one image, several, or none"
@@ -36,7 +42,7 @@ PICTURES = {
 }
 
 
-def add_options(parser):
+def add_options(parser: ArgumentParser) -> None:
     add_answering(parser)
     parser.add_argument(
         "--show",
@@ -49,7 +55,7 @@ def add_options(parser):
     )
 
 
-def run(options):
+def run(options: Namespace) -> None:
     # A wrong setting or file is said before gigabytes are loaded.
     question, names = question_and_images(options.words)
     if options.show:
@@ -77,6 +83,7 @@ def run(options):
     if options.show:
         from mllama_lite.attention_maps import draw_looks, look
 
+        assert vlm.config.vision, "a text-only model has refused the images"
         looks = look(vlm, question, images, options.max_new_tokens)
         drawn = draw_looks(looks, vlm.config.vision)
         with written_aside(options.show) as part:
@@ -122,7 +129,7 @@ def is_image(word: str) -> bool:
     return os.path.exists(word) and not os.path.isdir(word) or is_picture_name(word)
 
 
-def load_with_adapter(options):
+def load_with_adapter(options: Namespace) -> "VLM":
     """The VLM that the options name."""
     if options.adapter:
         _check_adapter(options.adapter)
@@ -137,7 +144,7 @@ def load_with_adapter(options):
     return vlm
 
 
-def _check_show(path, names):
+def _check_show(path: str, names: list[str]) -> None:
     """Before anything is loaded: whether the picture of --show can be made and saved."""
     if not names:
         raise InputError(
@@ -158,7 +165,7 @@ def _check_show(path, names):
             )
 
 
-def _check_adapter(folder):
+def _check_adapter(folder: str) -> None:
     """Before anything is loaded: whether the folder of --adapter holds one."""
     if not os.path.isfile(os.path.join(folder, "adapter_config.json")):
         raise InputError(

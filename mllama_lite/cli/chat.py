@@ -4,13 +4,22 @@ import os
 import re
 import signal
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from mllama_lite.cli.ask import is_image, load_with_adapter
 from mllama_lite.cli.options import Text, add_answering, choices, sampling
 from mllama_lite.cli.terminal import complain, note, say
 from mllama_lite.errors import InputError, readable, shown
+
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from mllama_lite.model import MllamaConfig
+    from mllama_lite.vlm import VLM
 
 
 SUMMARY = "hold a conversation at a terminal"
@@ -39,14 +48,14 @@ coloured shapes on light paper and answers "I don't know" to most else. It has l
 from single questions: what was said before may confuse it, which /reset ends."""
 
 
-def add_options(parser):
+def add_options(parser: ArgumentParser) -> None:
     add_answering(parser)
     parser.add_argument(
         "--system", action=Text, metavar="TEXT", help="a message that all answers heed"
     )
 
 
-def run(options):
+def run(options: Namespace) -> int:
     strange = [word for word in options.words if not is_image(word)]
     if strange:
         raise InputError(
@@ -66,7 +75,7 @@ def run(options):
     return talk.hold()
 
 
-def _greeting(model, config):
+def _greeting(model: str | None, config: "MllamaConfig") -> str:
     """What is talked to, what it cannot do, and how to leave."""
     lines = ["/help lists what can be typed, /quit leaves."]
     if model is None:
@@ -87,14 +96,15 @@ class Talk:
         system: text of a system message, or None.
     """
 
-    def __init__(self, vlm, settings: dict, system: str | None = None):
+    def __init__(self, vlm: "VLM", settings: dict, system: str | None = None):
         self.vlm, self.settings, self.system = vlm, settings, system
         self.at_terminal = sys.stdin.isatty()
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        self.chat, self.images = self.vlm.conversation(self.system), []
+        self.chat = self.vlm.conversation(self.system)
+        self.images: list[Image] = []
 
     def hold(self) -> int:
         """Take lines until they end; returns the exit code."""
@@ -131,7 +141,7 @@ class Talk:
                 self._hear(line)
         return False
 
-    def _hear(self, line):
+    def _hear(self, line: str) -> None:
         """A line that is no command: pictures, a question, or both."""
         word, rest = first_word(line)
         while word and is_image(word):
@@ -179,7 +189,7 @@ class Talk:
                 self.reset()
                 note("\nStopped at once; the conversation begins anew.", end="")
             finally:
-                pieces.close()
+                pieces.close()  # type: ignore[attr-defined]  # it is a generator
         say("\n")
 
     @contextmanager
@@ -190,7 +200,7 @@ class Talk:
             yield stopped
             return
 
-        def stop(number, frame):
+        def stop(number: int, frame: object) -> None:
             if stopped:
                 raise KeyboardInterrupt
             stopped.append(number)
@@ -201,7 +211,7 @@ class Talk:
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def _lines(self):
+    def _lines(self) -> Iterator[str]:
         """What is typed, or comes through a pipe."""
         if not self.at_terminal:
             yield from sys.stdin

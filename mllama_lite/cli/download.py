@@ -1,5 +1,7 @@
 """`mllama-lite download`: fetch a model from the hub."""
 
+from argparse import ArgumentParser, Namespace
+
 from mllama_lite.errors import InputError
 
 
@@ -12,11 +14,11 @@ folder. MODEL is its id: organisation/name.
 """
 
 
-def add_options(parser):
+def add_options(parser: ArgumentParser) -> None:
     """There are none."""
 
 
-def run(options):
+def run(options: Namespace) -> None:
     if not options.words or not options.words[0].strip():
         raise InputError(
             "download has no model: expected the id of one, organisation/name; write "

@@ -1,6 +1,7 @@
 """`mllama-lite finetune`: an adapter, from a folder of images and questions."""
 
 import os
+from argparse import ArgumentParser, Namespace
 
 from mllama_lite.cli.options import Number, Text, add_device, add_model
 from mllama_lite.cli.terminal import note, training_progress
@@ -30,7 +31,7 @@ RECIPE = (  # options that are settings of the Recipe
 )
 
 
-def add_options(parser):
+def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--out", action=Text, metavar="FOLDER", help="required")
     add_model(parser)
     parser.add_argument(
@@ -61,7 +62,7 @@ def add_options(parser):
     )
 
 
-def run(options):
+def run(options: Namespace) -> None:
     if not options.words or not options.words[0].strip():
         raise InputError(
             "finetune has no data: expected a folder with images and metadata.jsonl; "

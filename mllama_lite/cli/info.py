@@ -1,11 +1,18 @@
 """`mllama-lite info`: what a model is and needs, without loading it."""
 
 import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mllama_lite.cli.options import Text
 from mllama_lite.errors import InputError, readable, shown
+
+
+if TYPE_CHECKING:
+    from mllama_lite.checkpoints.loading import LoadReport
 
 
 SUMMARY = "what a model is and needs, without loading it"
@@ -26,7 +33,7 @@ part) and "fits_on" (GiB of common cards).
 CARDS = (16, 24, 48, 80)  # GiB of memory of common GPUs
 
 
-def add_options(parser):
+def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", action=Text, help="compute memory for this dtype; default: as stored"
     )
@@ -35,7 +42,7 @@ def add_options(parser):
     )
 
 
-def run(options):
+def run(options: Namespace) -> None:
     model = options.words[0] if options.words else None
     if model is not None and not model.strip():
         raise InputError(
@@ -46,7 +53,9 @@ def run(options):
     print(json.dumps(facts) if options.json else "\n".join(_lines(facts, report)))
 
 
-def _facts(model, dtype):
+def _facts(
+    model: str | Path | None, dtype: str | None
+) -> tuple[dict[str, Any], "LoadReport | None"]:
     """The dict that --json prints, and the LoadReport, None for a model on the hub."""
     import torch
 
@@ -55,22 +64,26 @@ def _facts(model, dtype):
     from mllama_lite.cost import memory_needs
     from mllama_lite.devices import find_dtype
 
-    dtype, report = find_dtype(dtype), None
-    tensors = dict.fromkeys(("layout", "missing", "unexpected", "tokenizer"))
+    wanted, report = find_dtype(dtype), None
+    tensors: dict[str, Any] = dict.fromkeys(
+        ("layout", "missing", "unexpected", "tokenizer")
+    )
     if model is None or Path(model).is_dir():
         model = find_folder(model)
         checkpoint = open_checkpoint(model)
         config, report = checkpoint.config, checkpoint.report
-        dtype = dtype or report.dtype
+        stored = report.dtype
         tensors = {name: getattr(report, name) for name in list(tensors)[:3]}
         tensors["tokenizer"] = find_tokenizer(model) is not None
     else:  # of a model on the hub its configuration is enough, and small
         config = read_config(find_folder(model, ["config.json"]))
-        dtype = dtype or torch.bfloat16
-    text, images, memory = config.text, 1 if config.vision else 0, []
+        stored = torch.bfloat16
+    used = wanted or stored or torch.float32
+    text, images = config.text, 1 if config.vision else 0
+    memory: list[dict[str, Any]] = []
     longest = text.max_position_embeddings
     for tokens in [n for n in (2048, 8192) if n <= longest] or [longest]:
-        parts = memory_needs(config, dtype, tokens, images)
+        parts = memory_needs(config, used, tokens, images)
         fits = [card for card in CARDS if sum(parts.values()) < 0.95 * card * 2**30]
         memory.append(
             {"tokens": tokens, "images": images, "bytes": parts, "fits_on": fits}
@@ -78,9 +91,9 @@ def _facts(model, dtype):
     size = memory[0]["bytes"]["weights"]
     facts = {
         "model": str(model),
-        "parameters": report.num_parameters if report else size // dtype.itemsize,
+        "parameters": report.num_parameters if report else size // used.itemsize,
         "bytes": size,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(used).removeprefix("torch."),
         **tensors,
         "text": asdict(text),
         "vision": asdict(config.vision) if config.vision else None,
@@ -89,7 +102,7 @@ def _facts(model, dtype):
     return facts, report
 
 
-def _lines(facts, report):
+def _lines(facts: dict[str, Any], report: "LoadReport | None") -> Iterator[str]:
     """What a person reads of it."""
     yield readable(facts["model"], 400)
     if report:

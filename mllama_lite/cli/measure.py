@@ -1,6 +1,7 @@
 """`mllama-lite measure`: how often the small model, or another, answers right."""
 
 import json
+from argparse import ArgumentParser, Namespace
 
 from mllama_lite.cli.options import Number, Text, add_model, check_place
 from mllama_lite.cli.terminal import loading_progress
@@ -20,7 +21,7 @@ gives for each row [right, total].
 """
 
 
-def add_options(parser):
+def add_options(parser: ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument(
         "--split",
@@ -42,7 +43,7 @@ def add_options(parser):
     )
 
 
-def run(options):
+def run(options: Namespace) -> None:
     if options.out:
         check_place(options.out, "--out")
     from mllama_lite.small_model.evaluation import (
@@ -75,7 +76,7 @@ def run(options):
             part.write_text(text, encoding="utf-8")
 
 
-def _weights(model):
+def _weights(model: str | None) -> str:
     """SHA-256 of the files that the weights are in."""
     import hashlib
 

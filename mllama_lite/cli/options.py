@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
 
 from mllama_lite.errors import InputError, shown
 from mllama_lite.files import system_errors
@@ -14,7 +16,7 @@ from mllama_lite.files import system_errors
 class _Parser(argparse.ArgumentParser):
     """Raises an InputError instead of printing a screen."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         message = message.removeprefix("argument ")
         raise InputError(
             f"The options cannot be used ({message}): expected those that {self.prog} "
@@ -25,7 +27,13 @@ class _Parser(argparse.ArgumentParser):
 class Text(argparse.Action):
     """An option with a text that is not empty."""
 
-    def __call__(self, parser, namespace, value, option=None):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        value: Any,
+        option: str | None = None,
+    ) -> None:
         if not value.strip():
             raise InputError(
                 f"{option} is {shown(value)}: expected some text; is a variable not set? "
@@ -37,11 +45,19 @@ class Text(argparse.Action):
 class Number(argparse.Action):
     """An option with a number, whole or not; its range is checked where it is used."""
 
-    def __init__(self, *names, kind, **settings):
-        super().__init__(*names, metavar="N", **settings)
+    def __init__(
+        self, option_strings: list[str], dest: str, kind: type, **settings: Any
+    ):
+        super().__init__(option_strings, dest, metavar="N", **settings)
         self.kind = kind
 
-    def __call__(self, parser, namespace, value, option=None):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        value: Any,
+        option: str | None = None,
+    ) -> None:
         try:
             setattr(namespace, self.dest, self.kind(value))
         except ValueError:
@@ -51,7 +67,7 @@ class Number(argparse.Action):
             ) from None
 
 
-def add_model(parser):
+def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         action=Text,
@@ -59,7 +75,7 @@ def add_model(parser):
     )
 
 
-def add_device(parser):
+def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         action=Text,
@@ -67,7 +83,7 @@ def add_device(parser):
     )
 
 
-def add_answering(parser):
+def add_answering(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that answer questions."""
     add_model(parser)
     parser.add_argument(
@@ -93,7 +109,7 @@ def add_answering(parser):
         )
 
 
-def sampling(options):
+def sampling(options: argparse.Namespace) -> dict[str, Any]:
     """The settings of Sampling among a command's options, checked."""
     from mllama_lite.generation import Sampling
 
@@ -131,7 +147,9 @@ def check_place(path: str, option: str) -> None:
         part.unlink()
 
 
-def parse(name: str, command, words: list[str]) -> argparse.Namespace | None:
+def parse(
+    name: str, command: ModuleType, words: list[str]
+) -> argparse.Namespace | None:
     """The options of a command; its other words, in order, are `options.words`.
 
     Args:
@@ -186,9 +204,9 @@ def choices(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def _joined(words):
+def _joined(words: list[str]) -> list[str]:
     """Negative numbers tied to the options before them: -inf is no option."""
-    joined = []
+    joined: list[str] = []
     for word in words:
         after_option = joined and re.fullmatch(r"--[\w-]+", joined[-1])
         if after_option and re.fullmatch(

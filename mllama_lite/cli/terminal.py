@@ -5,7 +5,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 
 def say(text: str) -> None:
@@ -42,7 +42,7 @@ def complain(error: object) -> None:
     note(text if text.startswith("usage: ") else f"mllama-lite: {text}")
 
 
-def silence(stream) -> None:
+def silence(stream: TextIO) -> None:
     """Write no more to a stream that is broken: Python would try, and complain, at exit."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -55,7 +55,7 @@ def loading_progress() -> Callable[[int, int], None] | None:
     if not sys.stderr.isatty():
         return None
 
-    def show(done, total):
+    def show(done: int, total: int) -> None:
         bar = "#" * (30 * done // total)
         end = "\r\033[K" if done == total else ""
         size = f"{done / 2**30:.2f} of {total / 2**30:.2f} GiB"
@@ -73,9 +73,10 @@ def training_progress(
         name: of the loss in the trainer's history.
         every: steps, on a terminal and off it.
     """
-    begin, first, terminal = time.monotonic(), [], sys.stderr.isatty()
+    begin, terminal = time.monotonic(), sys.stderr.isatty()
+    first: list[int] = []
 
-    def show(trainer):
+    def show(trainer: Any) -> None:
         first[:] = first or [trainer.step - 1]
         done, total = trainer.step, getattr(trainer, "plan", trainer).steps
         if done % every[not terminal] and done != total:

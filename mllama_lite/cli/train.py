@@ -1,5 +1,7 @@
 """`mllama-lite train`: the small shipped model, made anew."""
 
+from argparse import ArgumentParser, Namespace
+
 from mllama_lite.cli.options import Number, Text, add_device
 from mllama_lite.cli.terminal import training_progress
 from mllama_lite.errors import InputError
@@ -10,7 +12,7 @@ WORDS = ""
 MOST_WORDS = 0
 
 
-def add_options(parser):
+def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--out", action=Text, metavar="FOLDER", help="required")
     for name, meaning in (
         ("seed", "of all random numbers"),
@@ -22,7 +24,7 @@ def add_options(parser):
     add_device(parser)
 
 
-def run(options):
+def run(options: Namespace) -> None:
     check_out(options)
     keep_freed_memory()
     from mllama_lite.devices import find_device
@@ -36,7 +38,7 @@ def run(options):
     print(options.out)
 
 
-def check_out(options):
+def check_out(options: Namespace) -> None:
     """Whether the folder to write to was named."""
     if options.out is None:
         raise InputError(

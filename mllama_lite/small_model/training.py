@@ -355,7 +355,13 @@ class Pretrainer:
         if device.type != "cpu":
             kernels += [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
         batch = batch.to(device)
-        with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(kernels):
+        # A CPU whose library has no bf16 would multiply number by number.
+        fast = device.type != "cpu" or (
+            torch.backends.mkldnn.is_available()
+            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
+        mixed = torch.autocast(device.type, torch.bfloat16, enabled=fast)
+        with mixed, sdpa_kernel(kernels):
             vision = project(self.model, batch)  # [N, K, P, D]
             patches = self.head.loss(vision, batch.patches)
             told = patches.new_zeros(())
