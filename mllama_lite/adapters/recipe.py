@@ -146,8 +146,7 @@ def unwritten(
     """How much of the answers are tokens that a model never writes.
 
     Such a token is, also where it is likeliest in these answers, a thousand times less
-    likely than one drawn blindly: the head has learned to keep it down. Layers before
-    the head can hardly change that.
+    likely than one drawn blindly: the head has learned to keep it down.
 
     Args:
         model: Mllama without an adapter that is active.
