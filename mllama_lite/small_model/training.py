@@ -47,6 +47,7 @@ from mllama_lite.training_folder import (
     Unlike,
     as_stored,
     check_alike,
+    check_keys,
     check_optimiser,
     check_out,
     check_settings,
@@ -434,6 +435,7 @@ class Pretrainer:
         free = {"optimiser": {}, "history": [], "plan": {}}
         check_alike(state | free, mine | free)
         if state["plan"] != mine["plan"]:
+            check_keys(state["plan"], mine["plan"], "the plan")
             return  # which `load` says in its own words
         if not 0 <= state["step"] <= self.plan.steps:
             raise Unlike(f"step {state['step']} of {self.plan.steps}")
