@@ -80,6 +80,7 @@ def test_generate_is_the_greedy_path_of_logits(small):
     rows, images = cases.batch(0, config)
     for row, own in zip(rows, images):
         new = vlm.generate(row, own, max_new_tokens=8, stop_ids=())
+        assert len(new) == 8
         for i, token in enumerate(new):
             assert vlm.logits(row + new[:i], own)[-1].argmax().item() == token
 
@@ -126,7 +127,7 @@ def test_batches_equal_single_rows(small):
     config, vlm = small
     rows, images = cases.batch(5, config, num_rows=6)
     together = vlm.generate_batch(rows, images, max_new_tokens=9, stop_ids=())
-    for row, own, got in zip(rows, images, together):
+    for row, own, got in zip(rows, images, together, strict=True):
         assert vlm.generate(row, own, max_new_tokens=9, stop_ids=()) == got
 
 
@@ -136,7 +137,7 @@ def test_rows_stop_on_their_own(small):
     free = vlm.generate_batch(rows, images, max_new_tokens=9, stop_ids=())
     stop = free[1][2]
     stopped = vlm.generate_batch(rows, images, max_new_tokens=9, stop_ids={stop})
-    for want, got in zip(free, stopped):
+    for want, got in zip(free, stopped, strict=True):
         end = want.index(stop) + 1 if stop in want else 9
         assert got == want[:end]
     assert vlm.generate(rows[0], images[0], max_new_tokens=0) == []
@@ -297,7 +298,9 @@ def test_seeds(vlm):
 def test_samplers_without_a_seed_draw_each_their_own():
     logits = torch.zeros(200, 50)
     seeds = (None, None, 0, 0, 1)
-    a, b, c, d, e = (Sampler(Sampling(1.0, seed=s), "cpu")(logits).tolist() for s in seeds)
+    a, b, c, d, e = (
+        Sampler(Sampling(1.0, seed=s), "cpu")(logits).tolist() for s in seeds
+    )
     assert c == d and len({tuple(draws) for draws in (a, b, c, e)}) == 4
     again = Sampler(Sampling(1.0, seed=0), "cpu")
     assert again(logits).tolist() == c and again(logits).tolist() != c
@@ -310,7 +313,10 @@ def test_logits_that_are_no_numbers_are_refused(temperature):
     for bad in (float("nan"), float("inf")):
         with pytest.raises(InputError, match="logits are not finite"):
             sampler(torch.tensor([[1.0, 2.0], [bad, 0.0]]))
-    assert sampler(torch.tensor([[-torch.inf, 2.0], [0.0, -torch.inf]])).tolist() == [1, 0]
+    assert sampler(torch.tensor([[-torch.inf, 2.0], [0.0, -torch.inf]])).tolist() == [
+        1,
+        0,
+    ]
 
 
 def test_settings_at_their_limits():
@@ -351,7 +357,7 @@ def test_ties_are_kept_or_cut_together():
 
 def test_generating_takes_memory_once_and_runs_no_step_in_vain(small, monkeypatch):
     """Room for the whole answer at first, a step for each token but the last, no gradients."""
-    config, vlm = small
+    _, vlm = small
     model, lengths = vlm.model, []
     count = model.language_model.forward
     monkeypatch.setattr(

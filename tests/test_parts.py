@@ -98,13 +98,19 @@ def test_a_new_model_shows_no_image_and_takes_every_eps_from_its_configuration()
         vision=replace(config.vision, norm_eps=3e-4),
     )
     model = Mllama(config)
-    gates = [p for name, p in model.named_parameters() if name.endswith(("gate", "ffn", "attn"))]
+    gates = [
+        p
+        for name, p in model.named_parameters()
+        if name.endswith(("gate", "ffn", "attn"))
+    ]
     layers = len(model.cross_attention_layers) + config.vision.num_global_layers
     assert len(gates) == 2 * layers + 3 and not any(gate.any() for gate in gates)
     assert not model.vision_model.class_embedding.any()
     assert not model.vision_model.gated_positional_embedding.embedding.any()
     norms = [m for m in model.modules() if isinstance(m, RMSNorm)]
-    assert {norm.eps for norm in norms} == {2e-4} and all(n.weight.eq(1).all() for n in norms)
+    assert {norm.eps for norm in norms} == {2e-4} and all(
+        n.weight.eq(1).all() for n in norms
+    )
     norms = [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
     assert {norm.eps for norm in norms} == {3e-4}
 
@@ -544,7 +550,7 @@ def test_cross_attention_layer(all_models, proof):
         context = vision_cache.context(ranges, [0], 9)
         assert context.mask is not None and context.sees is not None
         for theirs, mine in zip(
-            text.cross_attention_layers, ours.cross_attention_layers
+            text.cross_attention_layers, ours.cross_attention_layers, strict=True
         ):
             cache = theirs.compute_xattn_kv_cache(vision.view(1, -1, width))
             want = theirs(hidden, mask, rows, cache)

@@ -132,6 +132,8 @@ def test_thin_images(transform):
         transform(size=560)(thin, max_num_chunks=4)
     ours = image_to_tiles(thin, 560)
     assert ours.canvas == (4, 1) and ours.pixel_values.isfinite().all()
+    red = ours.pixel_values[:, 0] > 0  # [K, S, S]
+    assert red[:, :, 0].all() and not red[:, :, 1:].any()
 
 
 def test_pixels_of_random_sizes(transform, proof):

@@ -106,7 +106,9 @@ TESTS = {
         tiles::tiles_of_any_mode_are_those_of_the_picture_in_rgb
         tiles::pixels_of_the_hub tiles::sizes tiles::pixels_of_random_sizes""",
 }
-ONLY = {"tiles": {"canvases", "choose_canvas", "resized_size", "Tiles", "image_to_tiles"}}
+ONLY = {
+    "tiles": {"canvases", "choose_canvas", "resized_size", "Tiles", "image_to_tiles"}
+}
 NAMES = [("min", "max"), ("any", "all"), ("cos", "sin"), ("floor", "ceil")]
 NAMES += [("zeros", "ones"), ("new_zeros", "new_ones"), ("no_grad", "enable_grad")]
 SIBLINGS = dict(NAMES) | {b: a for a, b in NAMES}
@@ -175,7 +177,7 @@ def replacements(node: ast.AST) -> Iterator[ast.AST]:
             yield from (ast.Slice(None, upper), ast.Slice(lower, None))
         case ast.Tuple([a, b], ast.Load()):
             yield ast.Tuple([b, a], ast.Load())
-        case ast.If(test, body, otherwise) if not isinstance(body[0], ast.Raise):
+        case ast.If(_, body, otherwise) if not isinstance(body[0], ast.Raise):
             yield ast.If(ast.Constant(True), body, otherwise)
             yield ast.If(ast.Constant(False), body, otherwise)
         case ast.comprehension(target, iterated, [_, *_], is_async):
@@ -348,7 +350,9 @@ def read_results() -> dict[tuple, str]:
     return {tuple(key): killer for key, killer in map(json.loads, lines)}
 
 
-ENTRY = re.compile(r"^- (\w+), `(.*?)`: `(.*?)` becomes `(.*?)`\.\n  (.*)$", re.MULTILINE)
+ENTRY = re.compile(
+    r"^- (\w+), `(.*?)`: `(.*?)` becomes `(.*?)`\.\n  (.*)$", re.MULTILINE
+)
 
 
 def write_page(every: list[Mutant], results: dict[tuple, str]) -> int:
@@ -361,13 +365,17 @@ def write_page(every: list[Mutant], results: dict[tuple, str]) -> int:
         survivors = [m for m in ran if not results[m.key]]
         number = len([m for m in every if m.module == module])
         killed = len(ran) - len(survivors)
-        rows.append(f"| {module}.py | {number} | {len(ran)} | {killed} | {len(survivors)} |")
+        rows.append(
+            f"| {module}.py | {number} | {len(ran)} | {killed} | {len(survivors)} |"
+        )
         for mutant in survivors:
             reason = reasons.get(mutant.key, "NO REASON YET")
             open_ones += mutant.key not in reasons or reason == "NO REASON YET"
             name, where, before, after = mutant.key
             where = where or "module"
-            entries.append(f"- {name}, `{where}`: `{before}` becomes `{after}`.\n  {reason}")
+            entries.append(
+                f"- {name}, `{where}`: `{before}` becomes `{after}`.\n  {reason}"
+            )
     text = PAGE_TEXT.format(rows="\n".join(rows), entries="\n".join(entries))
     PAGE.write_text(text, encoding="utf-8")
     return open_ones
@@ -402,14 +410,21 @@ def by_turns(every: list[Mutant]) -> list[tuple[int, Mutant]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("modules", nargs="*", metavar="MODULE", help="all, if none is named")
-    parser.add_argument("--each", type=int, metavar="N", help="N of each function, no more")
+    parser.add_argument(
+        "modules", nargs="*", metavar="MODULE", help="all, if none is named"
+    )
+    parser.add_argument(
+        "--each", type=int, metavar="N", help="N of each function, no more"
+    )
     parser.add_argument("--survivors", action="store_true", help="run survivors again")
-    parser.add_argument("--page", action="store_true", help="write the page, run nothing")
+    parser.add_argument(
+        "--page", action="store_true", help="write the page, run nothing"
+    )
     options = parser.parse_args()
     if unknown := set(options.modules) - set(TESTS):
         parser.error(f"no such module of the core: {', '.join(sorted(unknown))}")
     os.chdir(ROOT)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed
     every = [mutant for module in TESTS for mutant in mutants(module)]
     results = read_results()
     chosen = by_turns([m for m in every if m.module in (options.modules or TESTS)])
