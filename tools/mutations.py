@@ -54,34 +54,56 @@ transformers.models.mllama.image_processing_pil_mllama""".split()
 # The tests of each module, those first that are quick and kill most.
 TESTS = {
     "rope": """parts::layouts_are_a_permutation_apart parts::rope_rotation
+        parts::rope_turns_bf16_in_fp32_and_rounds_once parts::settings_cannot_be_changed
         parts::self_attention parts::rope_of_the_hub parts::rope_frequencies""",
     "attention": """parts::grouped_attention parts::cache_refuses_what_does_not_fit
+        parts::attention_by_hand_gives_weights_in_fp32
+        parts::reserve_keeps_what_is_stored_and_where
         parts::self_attention parts::grouped_attention_copies_no_keys
         seams::embeddings_instead_of_tokens seams::layers_of_another_kind
         seams::a_cache_takes_the_dtype_of_what_is_stored
         inference::sessions_that_outgrow_their_cache
         whole_model::static_shapes whole_model::rows_of_a_mixed_batch""",
     "decoder": """parts::rms_norm parts::mlp_and_layer parts::embedding
+        parts::settings_cannot_be_changed parts::a_configuration_that_fits_no_model_is_refused
+        parts::default_sizes_are_the_hubs
+        parts::a_new_model_shows_no_image_and_takes_every_eps_from_its_configuration
+        parts::a_mask_that_is_given_is_used
         seams::embeddings_instead_of_tokens seams::layers_of_another_kind
         whole_model::prefill whole_model::static_shapes whole_model::rows_of_a_mixed_batch
         whole_model::cached_decode""",
-    "local_vision": """parts::local_vision parts::vision_model parts::padding_is_seen""",
-    "global_vision": """parts::vision_model parts::padding_is_seen""",
+    "local_vision": """parts::local_vision parts::settings_cannot_be_changed
+        parts::default_sizes_are_the_hubs
+        parts::a_new_model_shows_no_image_and_takes_every_eps_from_its_configuration
+        parts::tables_count_for_nothing_where_a_tile_is_missing
+        parts::vision_model parts::padding_is_seen""",
+    "global_vision": """parts::vision_model parts::padding_is_seen
+        parts::a_new_model_shows_no_image_and_takes_every_eps_from_its_configuration""",
     "cross_attention": """parts::masks_only_where_needed parts::cross_attention_layer
-        parts::which_token_sees_which_image whole_model::prefill
+        parts::which_token_sees_which_image
+        parts::a_new_model_shows_no_image_and_takes_every_eps_from_its_configuration
+        whole_model::prefill
         inference::generated_tokens_keep_seeing_the_images inference::images_are_encoded_once
         whole_model::rows_of_a_mixed_batch whole_model::cached_decode
         inference::conversation_reuses_its_caches""",
     "model": """whole_model::prefill seams::the_model_asks_its_norm_what_it_is
+        parts::settings_cannot_be_changed parts::default_sizes_are_the_hubs
         whole_model::static_shapes inference::images_are_encoded_once
-        seams::every_matrix_can_be_quantised_the_head_too inference::bad_tokens""",
-    "generation": """inference::sampling_cuts inference::sampling_frequencies
+        seams::every_matrix_can_be_quantised_the_head_too inference::bad_tokens
+        inference::devices_and_dtypes""",
+    "generation": """inference::sampling_cuts inference::ties_are_kept_or_cut_together
+        inference::settings_at_their_limits inference::sampling_frequencies
+        inference::samplers_without_a_seed_draw_each_their_own
+        inference::logits_that_are_no_numbers_are_refused
+        inference::generating_takes_memory_once_and_runs_no_step_in_vain
         inference::sessions_refuse_what_they_cannot_do
         inference::sessions_that_outgrow_their_cache inference::rows_stop_on_their_own
         inference::generated_tokens_keep_seeing_the_images whole_model::static_shapes
         inference::images_are_encoded_once inference::batches_equal_single_rows parts::top_p
-        inference::bad_settings inference::conversation_reuses_its_caches""",
+        inference::conversation_reuses_its_caches""",
     "tiles": """tiles::order_of_canvases tiles::thin_images tiles::odd_sizes
+        tiles::at_most_as_many_tiles_as_are_asked_for
+        tiles::tiles_of_any_mode_are_those_of_the_picture_in_rgb
         tiles::pixels_of_the_hub tiles::sizes tiles::pixels_of_random_sizes""",
 }
 ONLY = {
@@ -402,6 +424,7 @@ def main() -> int:
     if unknown := set(options.modules) - set(TESTS):
         parser.error(f"no such module of the core: {', '.join(sorted(unknown))}")
     os.chdir(ROOT)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed
     every = [mutant for module in TESTS for mutant in mutants(module)]
     results = read_results()
     chosen = by_turns([m for m in every if m.module in (options.modules or TESTS)])

@@ -166,7 +166,9 @@ def save_adapter(
 
 # Entries of adapter_config.json. All but the first eight would change what an adapter
 # computes, so they may only have values without effect.
-RANK, ALPHA, MANY = whole(1, 2**20), number(1e-6, 1e6), 2000
+RANK = whole(1, 2**20)
+ALPHA = number(1e-6, 1e6)
+MANY = 2000  # patterns; the 90B has 942 layers that can be adapted
 NOTHING = (list_of(one_of(), most=0), object_of(one_of(), most=0))
 ADAPTER_FIELDS = {
     "base_model_name_or_path": maybe(ANY_TEXT),
