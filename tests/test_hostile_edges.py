@@ -444,14 +444,14 @@ def looks_of(size, tokens=2, images=1, layers=(1, 3)):
     st.tuples(st.integers(1, 30_000), st.integers(1, 30_000)).filter(
         lambda size: min(size) < 60
     ),
-    st.integers(0, 1200),
-    st.integers(1, 60),
+    st.integers(0, 900),
+    st.integers(1, 250),
 )
 def test_drawings_are_bounded(size, tokens, images):
     """By panels, by the length of an answer, and by the number of images."""
     config = VisionConfig(image_size=56, patch_size=14)
-    if tokens * images > 1200:
-        tokens = 1200 // images
+    if tokens * images > 900:
+        tokens = 900 // images
     looks = looks_of(size, tokens, images)
     looks.weights = [
         {n: w[:, :, : choose_tiles(size)] for n, w in one.items()}
