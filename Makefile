@@ -14,7 +14,7 @@ TORCH_INDEX ?=
 test proof: export OMP_NUM_THREADS ?= 1
 
 .PHONY: help book test notebooks export update check format bench costs proof model measure ablations \
-  skills fuzz clean
+  skills fuzz mutants clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo "make ablations  train the variants of the table in chapter 11 (hours)"
 	@echo "make skills     train the adapters of the table in chapter 14 (hours)"
 	@echo "make fuzz       throw ten million damaged files at the readers (hours)"
+	@echo "make mutants    break the model's core in small ways and see what the tests notice (hours)"
 	@echo "make proof      write the page 'What is proven' from the tests"
 	@echo "make clean      remove what was built (.venv stays)"
 
@@ -107,6 +108,11 @@ skills: $(STAMP)
 fuzz: $(STAMP)
 	$(BIN)/python -m pip install -q atheris
 	$(BIN)/python tools/fuzz.py
+
+# Interrupted, it goes on where it was when called again.
+mutants: export OMP_NUM_THREADS ?= 1
+mutants: $(STAMP)
+	$(BIN)/python tools/mutations.py
 
 proof: $(STAMP)
 	$(BIN)/python -m pytest tests -q --write-proof

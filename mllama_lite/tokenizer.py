@@ -236,12 +236,13 @@ def read_tokenizer_json(path: Path | str) -> dict[bytes, int]:
         check_fields(token, ADDED_FIELDS, path, "added_tokens.")
         for token in given["added_tokens"]
     ]
-    special, byte_of = {token["id"] for token in added}, printable_bytes()
+    special = {token["id"]: token["content"] for token in added}
+    byte_of = printable_bytes()
     try:
         ranks = {
             bytes(byte_of[character] for character in token): rank
             for token, rank in model["vocab"].items()
-            if rank not in special
+            if special.get(rank) != token  # some files list special tokens here too
         }
     except KeyError as error:
         raise InputError(

@@ -222,8 +222,7 @@ def check_alike(theirs: object, mine: object, where: str = "the state") -> None:
     if type(theirs) is not type(mine):
         raise Unlike(f"{where} is a {type(theirs).__name__}")
     if isinstance(mine, dict):
-        if theirs.keys() != mine.keys():
-            raise Unlike(f"{where} has other keys")
+        check_keys(theirs, mine, where)
         for key in mine:
             check_alike(theirs[key], mine[key], f"{where}, {key}")
     elif isinstance(mine, torch.Tensor):
@@ -231,6 +230,12 @@ def check_alike(theirs: object, mine: object, where: str = "the state") -> None:
             raise Unlike(f"{where} is {theirs.dtype} {list(theirs.shape)}")
         if not theirs.isfinite().all():
             raise Unlike(f"{where} is not finite")
+
+
+def check_keys(theirs: object, mine: dict, where: str) -> None:
+    """Whether something is a dict with the same keys; raises Unlike if not."""
+    if not isinstance(theirs, dict) or theirs.keys() != mine.keys():
+        raise Unlike(f"{where} has other keys")
 
 
 def check_optimiser(

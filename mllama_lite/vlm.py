@@ -7,6 +7,7 @@ Built in chapter 10, notebooks/10_inference.ipynb.
 import weakref
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
@@ -427,7 +428,7 @@ class Conversation:
 
 
 def load(
-    model: str | PathLike | Checkpoint | None = None,
+    model: str | Path | Checkpoint | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -449,8 +450,9 @@ def load(
         InputError: see `download`, `load_model`; a device or dtype that isn't there.
     """
     device, dtype = find_device(device), find_dtype(dtype)
-    checkpoint = model
-    if not isinstance(checkpoint, Checkpoint):
+    if isinstance(model, Checkpoint):
+        checkpoint = model
+    else:
         checkpoint = open_checkpoint(find_folder(model))
     tokenizer = find_tokenizer(checkpoint.folder)
     loaded, report = load_model(checkpoint, device, dtype, progress)

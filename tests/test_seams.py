@@ -22,6 +22,7 @@ from torch.distributed.tensor.parallel import (
 import cases
 import reference
 from mllama_lite import VLM, InputError, load, open_checkpoint
+from mllama_lite.adapters.lora import add_adapter, find_targets, lora_layers, merge
 from mllama_lite.attention import KVCache
 from mllama_lite.checkpoints.hub import find_folder
 from mllama_lite.decoder import DecoderLayer, LanguageModel, TextConfig
@@ -60,6 +61,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, base):
         super().__init__()
+        self.in_features, self.out_features = base.in_features, base.out_features
         scale = base.weight.detach().abs().amax(dim=1, keepdim=True) / 127
         self.register_buffer("scale", scale)
         self.register_buffer("rounded", (base.weight / scale).round().to(torch.int8))
@@ -286,3 +288,38 @@ def test_the_model_asks_its_norm_what_it_is():
     assert model.dtype == torch.float32
     model.language_model.model.norm.to(torch.bfloat16)
     assert model.dtype == torch.bfloat16
+
+
+# Adapters on layers that are no Linear.
+
+
+def test_adapters_on_quantised_layers(vlm):
+    """As many layers as on the plain model; only merging is refused, and said."""
+    plain = find_targets(vlm.model, ["self", "cross", "head"])
+    quantise(vlm.model)
+    parameters = add_adapter(vlm.model, ["self", "cross", "head"], rank=2, report=None)
+    assert list(lora_layers(vlm.model)) == plain and len(parameters) == 2 * len(plain)
+    want = vlm.ask(QUESTION, PICTURE)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(0.5)
+    assert vlm.ask(QUESTION, PICTURE) != want == "3 1 9"
+    with pytest.raises(InputError, match="cannot be merged into a Int8Linear"):
+        merge(vlm.model)
+
+
+def test_a_layer_that_is_no_matrix_is_not_left_out_in_silence(vlm):
+    class Opaque(nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.run = [base]
+
+        def forward(self, x):
+            return self.run[0](x)
+
+    layer = vlm.model.language_model.model.layers[0].self_attn
+    layer.q_proj = Opaque(layer.q_proj)
+    with pytest.raises(
+        InputError, match=r"q_proj, a Opaque: expected layers with in_f"
+    ):
+        find_targets(vlm.model, "self")

@@ -59,7 +59,7 @@ def test_old_questions_are_a_share_and_answered_as_before(tmp_path, share):
     old = [line for line in lines if line["question"] != emoji.QUESTION]
     assert len(samples) == len(lines) and len(old) == share * len(lines)
     for line in old:
-        assert vlm.ask(tmp_path / line["file_name"], line["question"]) == line["answer"]
+        assert vlm.ask(line["question"], tmp_path / line["file_name"]) == line["answer"]
 
 
 @pytest.mark.parametrize("name", ["full", skills.SHOWN])

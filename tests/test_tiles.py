@@ -2,6 +2,7 @@
 
 import io
 import random
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
@@ -131,6 +132,8 @@ def test_thin_images(transform):
         transform(size=560)(thin, max_num_chunks=4)
     ours = image_to_tiles(thin, 560)
     assert ours.canvas == (4, 1) and ours.pixel_values.isfinite().all()
+    red = ours.pixel_values[:, 0] > 0  # [K, S, S]
+    assert red[:, :, 0].all() and not red[:, :, 1:].any()
 
 
 def test_pixels_of_random_sizes(transform, proof):
@@ -154,6 +157,29 @@ def test_pixels_of_random_sizes(transform, proof):
         worst,
         0,
     )
+
+
+def test_at_most_as_many_tiles_as_are_asked_for(transform):
+    noise = np.random.RandomState(0).randint(0, 256, (90, 300, 3), dtype=np.uint8)
+    picture, meta = Image.fromarray(noise), transform(size=56)
+    for most in (1, 2, 3, 5, 6):
+        theirs, arrangement = meta(picture, max_num_chunks=most)
+        ours = image_to_tiles(picture, 56, most)
+        assert ours.canvas == arrangement and ours.num_tiles <= most
+        assert ours.pixel_values.shape == (most, 3, 56, 56)
+        assert torch.equal(ours.pixel_values[: ours.num_tiles], theirs)
+        assert not ours.pixel_values[ours.num_tiles :].any()
+        assert canvases(most)[ours.aspect_ratio_id - 1] == ours.canvas
+        assert choose_canvas(90, 300, 56, most) == ours.canvas
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
+def test_tiles_of_any_mode_are_those_of_the_picture_in_rgb(mode):
+    picture = gradient().convert(mode)
+    ours, want = image_to_tiles(picture, 28), image_to_tiles(picture.convert("RGB"), 28)
+    assert torch.equal(ours.pixel_values, want.pixel_values)
+    with pytest.raises(FrozenInstanceError):
+        ours.canvas = (1, 1)
 
 
 def test_pixels_of_the_hub(proof):

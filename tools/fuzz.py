@@ -42,6 +42,7 @@ from mllama_lite.adapters.peft_files import load_adapter, save_adapter
 from mllama_lite.checkpoints.configs import config_to_hub
 from mllama_lite.checkpoints.hub import find_folder, find_tokenizer
 from mllama_lite.checkpoints.loading import find_files, read_config
+from mllama_lite.checkpoints.processor_files import hub_tokenizer
 from mllama_lite.checkpoints.tensor_files import (
     read_pth_index,
     read_safetensors_header,
@@ -358,34 +359,36 @@ def targets() -> dict[str, Target]:
     read_pth = in_file("one.pth", read_pth_index)
     return {
         "config": Target(
-            read_hub, [hub, shipped, json.dumps(text).encode()], mutate_json, 8
+            read_hub, [hub, shipped, json.dumps(text).encode()], mutate_json, 32
         ),
-        "params": Target(read_meta, [json.dumps(PARAMS).encode()], mutate_json, 8),
-        "index": Target(read_index, [json.dumps(index).encode()], mutate_json, 6),
+        "params": Target(read_meta, [json.dumps(PARAMS).encode()], mutate_json, 32),
+        "index": Target(read_index, [json.dumps(index).encode()], mutate_json, 32),
         "safetensors": Target(
-            read_tensors, [safetensors_bytes(some)], mutate_safetensors, 8
+            read_tensors, [safetensors_bytes(some)], mutate_safetensors, 40
         ),
-        "pth": Target(read_pth, [pth], mutate_bytes, 2),
+        "pth": Target(read_pth, [pth], mutate_bytes, 24),
         "pickle": Target(
-            lambda data: read_pth(zipped(data)), [pickled], mutate_bytes, 4
+            lambda data: read_pth(zipped(data)), [pickled], mutate_bytes, 24
         ),
         "tokenizer_model": Target(
             in_file("tokenizer.model", read_tokenizer_model),
             [(FOLDER / "good.model").read_bytes()],
             mutate_bytes,
+            16,
         ),
         "tokenizer_json": Target(
             in_file("tokenizer.json", read_tokenizer_json),
-            [(find_folder() / "tokenizer.json").read_bytes()],
+            [json.dumps(hub_tokenizer(ranks)).encode()],
             mutate_json,
+            16,
         ),
         "adapter_config": adapter_config,
         "adapter_tensors": adapter_tensors,
         "samples": Target(
-            in_file("data/metadata.jsonl", read_samples), [samples], mutate_lines, 2
+            in_file("data/metadata.jsonl", read_samples), [samples], mutate_lines, 6
         ),
         "picture": Target(
-            lambda data: open_image(data), picture_bytes(), mutate_bytes, 4
+            lambda data: open_image(data), picture_bytes(), mutate_bytes, 16
         ),
     }
 

@@ -157,6 +157,11 @@ def message_problems(messages: object) -> list[str]:
         if not isinstance(text, str) or not text.strip():
             what = "answer" if role == "assistant" else "question"
             problems.append(f"the {what} is {shown(text)}, expected some text")
+        elif not text.isascii() and re.search("[\ud800-\udfff]", text):
+            problems.append(
+                f"the text of the {role} is {shown(text)}, expected whole characters: "
+                "one half of a surrogate pair stands alone"
+            )
     roles = [message.get("role") for message in messages if isinstance(message, dict)]
     if not roles or "user" not in roles or roles[-1] != "assistant":
         problems.append("expected a message of the user, and the assistant's last")

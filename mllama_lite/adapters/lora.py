@@ -5,6 +5,7 @@ Built in chapter 12, notebooks/12_lora.ipynb. The model's code knows nothing of 
 its layers are wrapped from outside.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -89,10 +90,11 @@ class LowRank(nn.Module):
 
 
 class LoRALinear(nn.Module):
-    """A Linear as it was, plus the active ones of several adapters.
+    """A matrix layer as it was, plus the active ones of several adapters.
 
     Args:
-        base: nn.Linear, kept as it is.
+        base: nn.Linear, or a quantised layer that says its `in_features` and
+            `out_features` as a Linear does; kept as it is.
 
     Attributes:
         base: the same.
@@ -101,9 +103,10 @@ class LoRALinear(nn.Module):
         merged: names of the adapters that are in the weight already.
     """
 
-    def __init__(self, base: nn.Linear):
+    def __init__(self, base: nn.Module):
         super().__init__()
         self.base = base
+        self.in_features, self.out_features = base.in_features, base.out_features
         self.adapters = nn.ModuleDict()
         self.active, self.merged = (), ()
         self._unmerged_weight = None
@@ -128,10 +131,20 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merge(self):
-        """Add the active adapters to the base's weight; the weight before is kept."""
+        """Add the active adapters to the base's weight; the weight before is kept.
+
+        Raises:
+            InputError: the base is no plain Linear, whose weight could take the sum.
+        """
         self.unmerge()
         names = tuple(name for name in self.active if name in self.adapters)
         if names:
+            if not isinstance(self.base, nn.Linear):
+                raise InputError(
+                    f"An adapter cannot be merged into a {type(self.base).__name__}: "
+                    "expected plain Linear layers; keep it beside the weights, or merge "
+                    "before quantising."
+                )
             weight = self.base.weight
             total = sum(self.adapters[name].product() for name in names)
             self._unmerged_weight, self.merged = weight.data, names
@@ -145,7 +158,7 @@ class LoRALinear(nn.Module):
 
 
 def find_targets(model: Mllama, targets: str | Sequence[str]) -> list[str]:
-    """Names of the Linear layers that some groups or patterns stand for.
+    """Names of the matrix layers that some groups or patterns stand for.
 
     Args:
         model: Mllama, with adapters or without.
@@ -156,7 +169,8 @@ def find_targets(model: Mllama, targets: str | Sequence[str]) -> list[str]:
         list of names, in the order of the model.
 
     Raises:
-        InputError: a target that matches nothing, or something that is not a Linear.
+        InputError: a target that matches nothing, or something that is no matrix: no
+            layer is left out in silence.
     """
     modules = dict(named_layers(model))
     groups = groups_of(model)
@@ -181,18 +195,19 @@ def find_targets(model: Mllama, targets: str | Sequence[str]) -> list[str]:
                 "*.self_attn.q_proj; correct it."
             )
         for name in matching:
-            if not isinstance(modules[name], (nn.Linear, LoRALinear)):
+            if not is_matrix(modules[name]):
                 kind = type(modules[name]).__name__
                 raise InputError(
-                    f"The target {shown(target)} matches {name}, a {kind}: expected Linear "
-                    "layers alone; make the pattern narrower."
+                    f"The target {shown(target)} matches {name}, a {kind}: expected layers "
+                    "with in_features and out_features alone, as a Linear has; make the "
+                    "pattern narrower."
                 )
         found.update(matching)
     return [name for name in modules if name in found]
 
 
 def groups_of(model: Mllama) -> dict[str, list[str]]:
-    """Which of GROUPS each Linear belongs to: dict from its name to a list of keys."""
+    """Which of GROUPS a layer belongs to: dict from its name to a list of keys."""
     text = model.config.text
     layers = {
         "self": "({})".format("|".join(map(str, text.self_attention_layers))),
@@ -204,11 +219,16 @@ def groups_of(model: Mllama) -> dict[str, list[str]]:
         )
         for group, pattern in GROUPS.items()
     }
-    return {
+    found = {
         name: [group for group in GROUPS if re.fullmatch(patterns[group], name)]
-        for name, module in named_layers(model)
-        if isinstance(module, (nn.Linear, LoRALinear))
+        for name, _ in named_layers(model)
     }
+    return {name: groups for name, groups in found.items() if groups}
+
+
+def is_matrix(module: nn.Module) -> bool:
+    """Whether a layer multiplies by a matrix, in whatever form it keeps it."""
+    return hasattr(module, "in_features") and hasattr(module, "out_features")
 
 
 def named_layers(model: Mllama) -> Iterator[tuple[str, nn.Module]]:
@@ -284,8 +304,9 @@ def add_adapter(
     check_new_name(model, name)
     shapes = {}
     for layer, own in find_ranks(model, targets, rank).items():
-        out_features, in_features = model.get_submodule(layer).weight.shape
-        shapes[layer] = (in_features, out_features, own, alpha * own / rank, dropout)
+        module = model.get_submodule(layer)
+        shape = module.in_features, module.out_features
+        shapes[layer] = (*shape, own, alpha * own / rank, dropout)
     pairs = make_pairs(model, shapes)
     generator = torch.Generator().manual_seed(seed)
     for pair in pairs.values():
@@ -313,7 +334,8 @@ def find_ranks(
         for layer in find_targets(model, group):
             ranks[layer] = int(own) if colon else rank
     for layer, own in ranks.items():
-        shape = model.get_submodule(layer).weight.shape
+        module = model.get_submodule(layer)
+        shape = module.out_features, module.in_features
         if own > min(shape):
             raise InputError(
                 f"The rank is {shown(own)} at {layer}, a matrix of {shape[0]} x "
@@ -325,10 +347,11 @@ def find_ranks(
 
 def adapter_size(model: Mllama, targets: str | Sequence[str], rank: int) -> int:
     """How many parameters `add_adapter` would train; see there for what it raises."""
-    return sum(
-        own * sum(model.get_submodule(layer).weight.shape)
-        for layer, own in find_ranks(model, targets, rank).items()
-    )
+    ranks, size = find_ranks(model, targets, rank), 0
+    for layer, own in ranks.items():
+        module = model.get_submodule(layer)
+        size += own * (module.in_features + module.out_features)
+    return size
 
 
 def check_new_name(model: Mllama, name: str) -> None:
@@ -346,10 +369,12 @@ def check_new_name(model: Mllama, name: str) -> None:
 
 def make_pairs(model: Mllama, shapes: dict[str, tuple]) -> dict[str, LowRank]:
     """A LowRank of each shape, where the layer is: dict from layer to it."""
-    return {
-        layer: LowRank(*shape, device=model.get_submodule(layer).weight.device)
-        for layer, shape in shapes.items()
-    }
+    pairs = {}
+    for layer, shape in shapes.items():
+        module = model.get_submodule(layer)
+        some = next(itertools.chain(module.parameters(), module.buffers()))
+        pairs[layer] = LowRank(*shape, device=some.device)
+    return pairs
 
 
 def put_adapter(

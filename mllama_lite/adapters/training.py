@@ -54,6 +54,7 @@ from mllama_lite.training_folder import (
     Unlike,
     as_stored,
     check_alike,
+    check_keys,
     check_optimiser,
     check_out,
     check_settings,
@@ -402,7 +403,7 @@ class Trainer:
         if state.keys() != mine.keys() or type(state["step"]) is not int:
             raise Unlike("it has other keys")
         if state["settings"] != mine["settings"]:
-            check_alike(list(state["settings"]), list(mine["settings"]))
+            check_keys(state["settings"], mine["settings"], "the settings")
             return  # which `load` says in its own words
         step, rows, best = state["step"], state["history"], state["best"]
         if not 0 <= step <= self.steps:

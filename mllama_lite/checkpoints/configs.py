@@ -32,11 +32,18 @@ from mllama_lite.tokenizer import NUM_SPECIAL_TOKENS
 
 
 # What an entry may be: many times what the 405B has, and nothing that cannot be built.
-WIDTH, DEPTH, HEADS = whole(1, 2**20), whole(1, 512), whole(1, 1024)
-VOCABULARY, TOKEN, CONTEXT = whole(1, 2**24), whole(0, 2**25), whole(1, 10**8)
-EPSILON, THETA, FACTOR = number(1e-12, 0.1), number(1, 1e12), number(1e-3, 1e6)
+WIDTH = whole(1, 2**20)
+DEPTH = whole(1, 512)
+HEADS = whole(1, 1024)
 INDICES = list_of(whole(0, 511), least=1, most=512)
-MOST_PIXELS, MOST_TOKENS = 2**25, 2**16  # of an image: all its tiles together
+VOCABULARY = whole(1, 2**24)
+TOKEN = whole(0, 2**25)
+CONTEXT = whole(1, 10**8)
+EPSILON = number(1e-12, 0.1)
+THETA = number(1, 1e12)
+FACTOR = number(1e-3, 1e6)
+MOST_PIXELS = 2**25  # of an image: all its tiles together
+MOST_PATCHES = 2**16
 
 HUB_FIELDS = {
     "text_config": ANY_OBJECT,
@@ -203,7 +210,10 @@ def _rope(given, where, within):
             f"{where} has no entry 'rope_theta': expected {THETA.expected}; download "
             "the file again."
         )
-    if found.get("rope_type", found.get("type")) != "llama3":
+    kind = found.get("rope_type", found.get("type"))
+    named = kind is not None or not entries.keys() - {"rope_theta"}
+    check_relations(entries, [(named, "rope_type", "a name")], where, within)
+    if kind != "llama3":
         return theta, None
     scaling = RopeScaling(**check_fields(entries, ROPE_FIELDS, where, within))
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
@@ -263,8 +273,8 @@ def _tile_relations(config, name):
     """Tiles are cut into whole patches, and an image has a bounded number of them."""
     side, patch, tiles = config.image_size, config.patch_size, config.max_num_tiles
     yield side % patch == 0, name, f"a multiple of the patches' side, {patch}"
-    fits = tiles * side**2 <= MOST_PIXELS and tiles * config.num_patches <= MOST_TOKENS
-    room = f"{MOST_PIXELS:,} pixels and {MOST_TOKENS:,} patches"
+    fits = tiles * side**2 <= MOST_PIXELS and tiles * config.num_patches <= MOST_PATCHES
+    room = f"{MOST_PIXELS:,} pixels and {MOST_PATCHES:,} patches"
     yield fits, name, f"{tiles} tiles of together at most {room}"
 
 

@@ -47,6 +47,7 @@ from mllama_lite.training_folder import (
     Unlike,
     as_stored,
     check_alike,
+    check_keys,
     check_optimiser,
     check_out,
     check_settings,
@@ -354,7 +355,13 @@ class Pretrainer:
         if device.type != "cpu":
             kernels += [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
         batch = batch.to(device)
-        with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(kernels):
+        # A CPU whose library has no bf16 would multiply number by number.
+        fast = device.type != "cpu" or (
+            torch.backends.mkldnn.is_available()
+            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
+        mixed = torch.autocast(device.type, torch.bfloat16, enabled=fast)
+        with mixed, sdpa_kernel(kernels):
             vision = project(self.model, batch)  # [N, K, P, D]
             patches = self.head.loss(vision, batch.patches)
             told = patches.new_zeros(())
@@ -428,6 +435,7 @@ class Pretrainer:
         free = {"optimiser": {}, "history": [], "plan": {}}
         check_alike(state | free, mine | free)
         if state["plan"] != mine["plan"]:
+            check_keys(state["plan"], mine["plan"], "the plan")
             return  # which `load` says in its own words
         if not 0 <= state["step"] <= self.plan.steps:
             raise Unlike(f"step {state['step']} of {self.plan.steps}")
