@@ -18,7 +18,7 @@ from mllama_lite.attention import (
     grouped_attention,
 )
 from mllama_lite.cross_attention import VisionCache, visible_ranges
-from mllama_lite.decoder import RMSNorm, Step, TextConfig
+from mllama_lite.decoder import LanguageModel, RMSNorm, Step, TextConfig
 from mllama_lite.errors import InputError
 from mllama_lite.generation import Sampling, probabilities
 from mllama_lite.local_vision import VisionConfig
@@ -87,6 +87,17 @@ def test_a_configuration_that_fits_no_model_is_refused():
     with pytest.raises(InputError, match="an embedding with 8 more rows"):
         TextConfig(tie_word_embeddings=True)
     TextConfig(tie_word_embeddings=True, num_extra_embeddings=0)
+
+
+def test_a_tied_head_is_the_embedding():
+    config = replace(
+        reference.random_config(0).text,
+        cross_attention_layers=(),
+        num_extra_embeddings=0,
+    )
+    for tied in (True, False):
+        model = LanguageModel(replace(config, tie_word_embeddings=tied))
+        assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
 
 
 def test_a_new_model_shows_no_image_and_takes_every_eps_from_its_configuration():
