@@ -488,6 +488,17 @@ def test_vision_model(all_models, proof):
     )
 
 
+def test_images_of_a_batch_are_encoded_as_alone(all_models):
+    """One, two or three numbers of tiles in a batch, in any order."""
+    config, _, ours = all_models[0]
+    pixels, ids, ratios = vision_inputs(config, 0)
+    alone = [ours.vision_model(pixels[i : i + 1], ids[i : i + 1]) for i in range(8)]
+    for chosen in ([1, 4], [3, 0], [0, 3, 0], [5, 7, 3], [6, 0, 1, 2]):
+        together = ours.vision_model(pixels[chosen], ids[chosen])
+        want = torch.cat([alone[i] for i in chosen])
+        assert largest(together, want) < 2e-5
+
+
 def test_vision_of_the_hub(all_models, proof):
     worst = 0.0
     for seed, (config, _, ours) in all_models.items():

@@ -81,6 +81,7 @@ TESTS = {
         parts::vision_model parts::padding_is_seen
         whole_model::everything_is_made_on_the_models_device""",
     "global_vision": """parts::vision_model parts::padding_is_seen
+        parts::images_of_a_batch_are_encoded_as_alone
         whole_model::everything_is_made_on_the_models_device
         parts::a_new_model_shows_no_image_and_takes_every_eps_from_its_configuration""",
     "cross_attention": """parts::masks_only_where_needed parts::cross_attention_layer
