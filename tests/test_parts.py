@@ -18,7 +18,7 @@ from mllama_lite.attention import (
     grouped_attention,
 )
 from mllama_lite.cross_attention import VisionCache, visible_ranges
-from mllama_lite.decoder import RMSNorm, Step, TextConfig
+from mllama_lite.decoder import LanguageModel, RMSNorm, Step, TextConfig
 from mllama_lite.errors import InputError
 from mllama_lite.generation import Sampling, probabilities
 from mllama_lite.local_vision import VisionConfig
@@ -87,6 +87,17 @@ def test_a_configuration_that_fits_no_model_is_refused():
     with pytest.raises(InputError, match="an embedding with 8 more rows"):
         TextConfig(tie_word_embeddings=True)
     TextConfig(tie_word_embeddings=True, num_extra_embeddings=0)
+
+
+def test_a_tied_head_is_the_embedding():
+    config = replace(
+        reference.random_config(0).text,
+        cross_attention_layers=(),
+        num_extra_embeddings=0,
+    )
+    for tied in (True, False):
+        model = LanguageModel(replace(config, tie_word_embeddings=tied))
+        assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
 
 
 def test_a_new_model_shows_no_image_and_takes_every_eps_from_its_configuration():
@@ -475,6 +486,17 @@ def test_vision_model(all_models, proof):
         worst,
         2e-5,
     )
+
+
+def test_images_of_a_batch_are_encoded_as_alone(all_models):
+    """One, two or three numbers of tiles in a batch, in any order."""
+    config, _, ours = all_models[0]
+    pixels, ids, ratios = vision_inputs(config, 0)
+    alone = [ours.vision_model(pixels[i : i + 1], ids[i : i + 1]) for i in range(8)]
+    for chosen in ([1, 4], [3, 0], [0, 3, 0], [5, 7, 3], [6, 0, 1, 2]):
+        together = ours.vision_model(pixels[chosen], ids[chosen])
+        want = torch.cat([alone[i] for i in chosen])
+        assert largest(together, want) < 2e-5
 
 
 def test_vision_of_the_hub(all_models, proof):

@@ -8,6 +8,7 @@ import torch
 import cases
 import reference
 from mllama_lite.generation import Session
+from mllama_lite.model import empty_model
 from mllama_lite.tiles import canvases
 from mllama_lite.vlm import VLM
 
@@ -178,6 +179,41 @@ def test_static_shapes(all_models, proof):
         "8 configurations, 4 rows each",
         worst,
         2e-5,
+    )
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_everything_is_made_on_the_models_device(static, monkeypatch):
+    """torch refuses to mix the meta device with another, as it does with an accelerator.
+
+    Only which canvas an image has is read back, and meta keeps no numbers: any will do.
+    """
+    config = reference.random_config(5)
+    model = empty_model(config)
+    see = model.vision_model.forward
+    monkeypatch.setattr(
+        model.vision_model,
+        "forward",
+        lambda pixels, ids: see(pixels, torch.arange(len(ids)) % 8 + 1),
+    )
+    rows, images = cases.batch(5, config)
+    tiles = cases.tiles_of(config, images)
+    session = Session(model, len(rows), 24, static)
+    logits = [session.extend(rows, tiles), session.step(session._next)]
+    alone = Session(model, 1, 8, static)
+    logits += [alone.extend([[1, 2]], [[]]), alone.extend([[1, 2, 3, 4]], [[]])]
+    logits += [alone.extend([[1, 2, 3, 4, config.image_token_index]], [tiles[1][:1]])]
+    assert {part.device.type for part in logits} == {"meta"} == {model.device.type}
+
+
+def test_embeddings_stand_for_tokens_beside_images(all_models):
+    config, _, ours = all_models[1]
+    rows, images = cases.batch(1, config, num_rows=1)
+    tiles, tokens = cases.tiles_of(config, images), torch.tensor(rows)
+    given = ours.language_model.model.embed_tokens(tokens)
+    vision = ours.vision_context(rows, tiles)
+    assert torch.equal(
+        ours(None, vision=vision, embeddings=given), ours(tokens, vision=vision)
     )
 
 

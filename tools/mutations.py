@@ -62,13 +62,15 @@ TESTS = {
         parts::self_attention parts::grouped_attention_copies_no_keys
         seams::embeddings_instead_of_tokens seams::layers_of_another_kind
         seams::a_cache_takes_the_dtype_of_what_is_stored
+        whole_model::everything_is_made_on_the_models_device
         inference::sessions_that_outgrow_their_cache
         whole_model::static_shapes whole_model::rows_of_a_mixed_batch""",
     "decoder": """parts::rms_norm parts::mlp_and_layer parts::embedding
         parts::settings_cannot_be_changed parts::a_configuration_that_fits_no_model_is_refused
         parts::default_sizes_are_the_hubs
         parts::a_new_model_shows_no_image_and_takes_every_eps_from_its_configuration
-        parts::a_mask_that_is_given_is_used
+        parts::a_mask_that_is_given_is_used parts::a_tied_head_is_the_embedding
+        whole_model::everything_is_made_on_the_models_device
         seams::embeddings_instead_of_tokens seams::layers_of_another_kind
         whole_model::prefill whole_model::static_shapes whole_model::rows_of_a_mixed_batch
         whole_model::cached_decode""",
@@ -76,17 +78,22 @@ TESTS = {
         parts::default_sizes_are_the_hubs
         parts::a_new_model_shows_no_image_and_takes_every_eps_from_its_configuration
         parts::tables_count_for_nothing_where_a_tile_is_missing
-        parts::vision_model parts::padding_is_seen""",
+        parts::vision_model parts::padding_is_seen
+        whole_model::everything_is_made_on_the_models_device""",
     "global_vision": """parts::vision_model parts::padding_is_seen
+        parts::images_of_a_batch_are_encoded_as_alone
+        whole_model::everything_is_made_on_the_models_device
         parts::a_new_model_shows_no_image_and_takes_every_eps_from_its_configuration""",
     "cross_attention": """parts::masks_only_where_needed parts::cross_attention_layer
         parts::which_token_sees_which_image
         parts::a_new_model_shows_no_image_and_takes_every_eps_from_its_configuration
-        whole_model::prefill
+        whole_model::prefill whole_model::everything_is_made_on_the_models_device
         inference::generated_tokens_keep_seeing_the_images inference::images_are_encoded_once
         whole_model::rows_of_a_mixed_batch whole_model::cached_decode
         inference::conversation_reuses_its_caches""",
-    "model": """whole_model::prefill seams::the_model_asks_its_norm_what_it_is
+    "model": """whole_model::prefill
+        whole_model::everything_is_made_on_the_models_device
+        whole_model::embeddings_stand_for_tokens_beside_images seams::the_model_asks_its_norm_what_it_is
         parts::settings_cannot_be_changed parts::default_sizes_are_the_hubs
         whole_model::static_shapes inference::images_are_encoded_once
         seams::every_matrix_can_be_quantised_the_head_too inference::bad_tokens
@@ -97,6 +104,7 @@ TESTS = {
         inference::logits_that_are_no_numbers_are_refused
         inference::generating_takes_memory_once_and_runs_no_step_in_vain
         inference::sessions_refuse_what_they_cannot_do
+        whole_model::everything_is_made_on_the_models_device
         inference::sessions_that_outgrow_their_cache inference::rows_stop_on_their_own
         inference::generated_tokens_keep_seeing_the_images whole_model::static_shapes
         inference::images_are_encoded_once inference::batches_equal_single_rows parts::top_p
