@@ -13,7 +13,7 @@ is: whatever a variant changes, it changes from here.
 
 One seed each. How far apart two seeds lie, the unchanged model says, on test pictures:
 
-    python benchmarks/ablations.py --only "as shipped" --seed 1 --split test \\
+    python benchmarks/ablations.py --only "unchanged" --seed 1 --split test \\
         --count 500 --out notebooks/measured/seeds.json
 """
 
@@ -33,17 +33,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mllama_lite.small_model import training
 from mllama_lite.global_vision import VisionModel
-from mllama_lite.vlm import VLM
-from mllama_lite.small_model.evaluation import answers, exact_match, held_out
 from mllama_lite.model import Mllama
+from mllama_lite.small_model import training
+from mllama_lite.small_model.evaluation import answers, exact_match, held_out
 from mllama_lite.small_model.first_values import initialise, make_ranks, small_config
 from mllama_lite.small_model.patches import PATCH_TARGETS, PATCH_WEIGHTS
-from mllama_lite.small_model.training import SAVE_EVERY, Plan, Trainer, draw_batch
 from mllama_lite.small_model.scenes import load_masks
+from mllama_lite.small_model.training import SAVE_EVERY, Plan, Pretrainer, draw_batch
 from mllama_lite.tiles import image_to_tiles
 from mllama_lite.tokenizer import NUM_SPECIAL_TOKENS
+from mllama_lite.vlm import VLM
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "notebooks" / "measured" / "ablations.json"
@@ -141,11 +141,11 @@ def states_with_images(model, tokens, vision):
         hook.remove()
 
 
-class PrependedTrainer(Trainer):
+class PrependedTrainer(Pretrainer):
     """Trains a model that finds its image in the text, instead of looking at it."""
 
     def train_step(self, batch):
-        """See `Trainer.train_step`, which takes the loss from its module."""
+        """See `Pretrainer.train_step`, which takes the loss from its module."""
         with mock.patch.object(training, "answer_loss", prepended_answer_loss):
             return super().train_step(batch)
 
@@ -262,12 +262,12 @@ class Variant:
     vision: dict = field(default_factory=dict)
     vision_model: type = VisionModel
     freeze: Callable = lambda model: None
-    trainer: type = Trainer
+    trainer: type = Pretrainer
     vlm: type = VLM
     plan: Callable = lambda plan, seconds: plan
 
 
-BASELINE = "as shipped"
+BASELINE = "unchanged"
 VARIANTS = (
     Variant(BASELINE, "nothing is changed"),
     Variant(
@@ -345,7 +345,7 @@ VARIANTS = (
 
 
 def new_trainer(variant, plan):
-    """A variant's Trainer at its first step; see `training.new_trainer`."""
+    """A variant's Pretrainer at its first step; see `training.new_trainer`."""
     ranks = make_ranks()
     config = small_config(len(ranks) + NUM_SPECIAL_TOKENS)
     config = replace(
@@ -357,7 +357,8 @@ def new_trainer(variant, plan):
     model.vision_model = variant.vision_model(config.vision)
     initialise(model, plan.seed)
     trainer = variant.trainer(plan, model, ranks, load_masks("train"))
-    variant.freeze(model)  # only now: the Trainer puts hooks on tables that can learn
+    # Only now: the Pretrainer puts hooks on tables that can learn.
+    variant.freeze(model)
     return trainer
 
 
@@ -373,10 +374,10 @@ def train(variant, plan, folder=STATES, workers=1):
         variant: Variant.
         plan: its own Plan.
         folder: path, where the state is kept.
-        workers: see `Trainer.batches`.
+        workers: see `Pretrainer.batches`.
 
     Returns:
-        (Trainer, dict from stage to median seconds per step, waiting for the batch
+        (Pretrainer, dict from stage to median seconds per step, waiting for the batch
         included: a few steps beside something else do not count).
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -421,7 +422,7 @@ def thinned(history, plan, most=50):
     """Means of consecutive entries, so that about `most` of them are left.
 
     Args:
-        history: see Trainer.
+        history: see Pretrainer.
         plan: Plan.
         most: entries.
 

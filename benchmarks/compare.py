@@ -4,9 +4,10 @@
     python benchmarks/compare.py --device cuda --size 11b --dtype bfloat16
 
 Measured are load time, prefill of an image of four tiles with a prompt, decode of a token
-at a time with the cache, and peak memory above what the imports take (Linux). Every pair of processes runs one after the
-other, so that both see the same machine; the ratio of a pair is ours / transformers, and
-the median over the pairs is printed. Below 1 is better here. Weights are random.
+at a time with the cache, and peak memory above what the imports take (Linux). Every pair
+of processes runs one after the other, so that both see the same machine; the ratio of a
+pair is ours / transformers, and the median over the pairs is printed. Below 1 is better
+here. Weights are random.
 """
 
 import argparse
@@ -141,8 +142,10 @@ def child(library, folder, dtype, device, decode):
     pixels = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(0))
     row = [config.image_token_index if i == 4 else 10 + i for i in range(PROMPT)]
     if library == "transformers":
-        sys.path.insert(0, str(Path(__file__).parent.parent / "notebooks"))
+        import places  # noqa: F401  (the next is found by it)
         import reference  # noqa: F401  (makes a torchvision that doesn't fit importable)
+
+        # isort: split
         import transformers
 
         transformers.utils.logging.disable_progress_bar()

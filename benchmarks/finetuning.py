@@ -45,12 +45,12 @@ from types import SimpleNamespace
 
 import torch
 import torch._dynamo  # AdamW would import it late: it is not training's memory
-from compare import SIZES, memory_of_process, write_checkpoint
 from torch import nn
 
+from compare import SIZES, memory_of_process, write_checkpoint
+from mllama_lite.adapters.data import Batch, Sample
+from mllama_lite.adapters.lora import LowRank, add_adapter, find_targets
 from mllama_lite.adapters.peft_files import hub_name
-from mllama_lite.checkpoints.loading import load_model, save_model
-from mllama_lite.cross_attention import visible_ranges
 from mllama_lite.adapters.training import (
     Processes,
     Recipe,
@@ -58,12 +58,12 @@ from mllama_lite.adapters.training import (
     learning_rate,
     recomputed,
 )
-from mllama_lite.adapters.lora import LowRank, add_adapter, find_targets
+from mllama_lite.checkpoints.loading import load_model, save_model
+from mllama_lite.cross_attention import visible_ranges
 from mllama_lite.model import empty_model
-from mllama_lite.adapters.data import Batch, Sample
 from mllama_lite.tiles import Tiles, canvases
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "notebooks" / "measured" / "finetuning.json"
 LENGTHS, ANSWER, IMAGE_AT = (64, 75, 85, 96), 8, 5  # tokens
 CANVASES = ((1, 1), (1, 2), (1, 3), (2, 2))
@@ -228,8 +228,9 @@ def child(library, folder, settings):
     recipe = Recipe(tuple(settings.targets), settings.rank, steps=steps, warmup=0.0)
     if library != "ours":
         warnings.simplefilter("ignore", FutureWarning)  # PEFT's use of transformers
-        sys.path.insert(0, str(ROOT / "notebooks"))
         import reference  # noqa: F401  (before transformers, see there)
+
+        # isort: split
         import transformers
         from peft import get_peft_model  # noqa: F401
         from transformers import MllamaForConditionalGeneration  # noqa: F401

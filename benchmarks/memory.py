@@ -22,11 +22,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from compare import SIZES, memory_of_process
 
-from mllama_lite.adapters.training import recomputed
-from mllama_lite.adapters.lora import add_adapter
+from compare import SIZES, memory_of_process
 from mllama_lite.adapters.cost import Rehearsal, training_cost
+from mllama_lite.adapters.lora import add_adapter
+from mllama_lite.adapters.training import recomputed
 from mllama_lite.model import empty_model
 
 OUT = Path(__file__).resolve().parent.parent / "notebooks" / "measured" / "memory.json"

@@ -16,31 +16,35 @@ a part in it. All ranks, and the head alone, have the rate of rank 2. For full t
 that loss turned out to choose a rate that names few drawings right; so it has three, and
 the best on the drawings that are asked for counts, which no part or rank up to 4 was
 given. Ranks 8 and 16 have half the rate beside that of rank 2, as it is too fast for
-them; there the best counts, too. Results go line by line into
-notebooks/measured/skills.json; what has its line is skipped.
+them; there the best counts, too. The mixed settings have questions of the old kinds in
+the folder as well, answered as the model answered them before, in equally many steps of
+equally many samples. Results go line by line into notebooks/measured/skills.json; what
+has its line is skipped.
 """
 
 import argparse
 import fcntl
 import json
 import platform
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from mllama_lite.adapters.data import read_samples
+from mllama_lite.adapters.lora import add_adapter
 from mllama_lite.adapters.peft_files import save_adapter
 from mllama_lite.adapters.training import Processes, Recipe, Trainer
+from mllama_lite.small_model.evaluation import Item, answers, exact_match, held_out
+from mllama_lite.small_model.questions import WORDINGS, ask
+from mllama_lite.small_model.scenes import draw_scene, load_masks
 from mllama_lite.vlm import load
-from mllama_lite.adapters.lora import add_adapter
-from mllama_lite.small_model.evaluation import answers, exact_match, held_out
-from mllama_lite.adapters.data import read_samples
+from places import ROOT  # and with it emoji is found
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "notebooks"))
-import emoji  # noqa: E402
+# isort: split
+import emoji
 
 OUT = ROOT / "notebooks" / "measured" / "skills.json"
 ADAPTER = ROOT / "notebooks" / "measured" / "emoji_adapter"
@@ -55,15 +59,18 @@ class Setting:
         name: of its lines.
         targets: see `find_targets`; none for every parameter of the model.
         rank: of the adapter where a target has none of its own; alpha is twice it.
+        old_share: of the samples that ask what the model knew before.
     """
 
     name: str
     targets: tuple[str, ...] = ()
     rank: int = 1
+    old_share: float = 0.0
 
 
-# The model has never written most of these letters, so that every adapter has a large
-# part on the head. With what is left to them, the groups have equally many parameters.
+# The model has never written most of the tokens of these names, so that every adapter has
+# a large part on the head. With what is left to them, the groups have equally many
+# parameters.
 HEAD = "head:64"
 VISION = ("vision.local", "vision.global", "projector")
 SHOWN = "all, rank 2"
@@ -78,12 +85,38 @@ SETTINGS = (
     Setting("all, rank 4", ("all", HEAD), 4),
     Setting("all, rank 8", ("all", HEAD), 8),
     Setting("all, rank 16", ("all", HEAD), 16),
+    Setting("mixed, 1/4", ("all", HEAD), 2, 1 / 4),
+    Setting("mixed, 1/2", ("all", HEAD), 2, 1 / 2),
 )
-SAME_RATE = {s.name: SHOWN for s in SETTINGS if s.name.startswith(("all", "head"))}
+ALIKE = ("all", "head", "mixed")
+SAME_RATE = {s.name: SHOWN for s in SETTINGS if s.name.startswith(ALIKE)}
 RATES = {
     True: (7e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2),
     False: (4e-3, 8e-3, 1.6e-2),
 }  # full, adapters
+
+
+def add_old(folder, share, seed=0):
+    """Add questions of chapter 11's kinds to a data folder, a share of all its lines.
+
+    Their answers are those that the shipped model gives, whether right or not: what it
+    does is to be kept. Their pictures are of the scans that it was trained with.
+    """
+    metadata = Path(folder, "metadata.jsonl")
+    new = len(metadata.read_text().splitlines())
+    rng, masks, kinds = np.random.default_rng(seed), load_masks("train"), list(WORDINGS)
+    items = []
+    while len(items) < round(new * share / (1 - share)):
+        scene = draw_scene(rng, masks)
+        if question := ask(rng, scene, kinds[rng.integers(len(kinds))]):
+            items.append(Item(question.kind, question, scene.image))
+    told = answers(load(dtype="float32", device="cpu"), items)
+    with open(metadata, "a") as file:
+        for number, (item, answer) in enumerate(zip(items, told)):
+            name = f"old-{number}.png"
+            item.image.save(Path(folder, name))
+            line = {"question": item.question.text, "answer": answer}
+            file.write(json.dumps({"file_name": name} | line) + "\n")
 
 
 def prepared(setting, folder, rate, steps):
@@ -125,6 +158,8 @@ def learn(setting, rate, designer, names, steps, old=0, out=None):
     with tempfile.TemporaryDirectory() as folder:
         emoji.write_data(Path(folder, "train"), others, COUNT, names)
         emoji.write_data(Path(folder, "validation"), [designer], 0, names)
+        if setting.old_share:
+            add_old(Path(folder, "train"), setting.old_share)
         trainer = prepared(setting, folder, rate, steps)
         trainer.measure()
         before = trainer.history[-1]["held_out_right"]

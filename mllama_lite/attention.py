@@ -11,7 +11,9 @@ from torch import nn
 from mllama_lite.rope import apply_rope
 
 
-def causal_mask(num_queries, num_keys, device=None):
+def causal_mask(
+    num_queries: int, num_keys: int, device: torch.device | None = None
+) -> torch.Tensor:
     """Which key each query may look at, when the queries are the last of the tokens.
 
     Args:
@@ -26,7 +28,12 @@ def causal_mask(num_queries, num_keys, device=None):
     return keys <= queries[:, None]
 
 
-def attention_by_hand(query, key, value, mask=None):
+def attention_by_hand(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention written out, for checking and for looking at the weights.
 
     Args:
@@ -49,7 +56,13 @@ def attention_by_hand(query, key, value, mask=None):
     return weights.to(value.dtype) @ value, weights
 
 
-def grouped_attention(query, key, value, mask=None, causal=False):
+def grouped_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    causal: bool = False,
+) -> torch.Tensor:
     """Softmax attention with shared key and value heads, which are never copied.
 
     Causal attention is the fused kernel's own case. In every other case the query heads
@@ -109,7 +122,7 @@ class KVCache:
             not yet filled has then to be masked.
     """
 
-    def __init__(self, capacity: int):
+    def __init__(self, capacity: int) -> None:
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
         self.capacity = capacity
@@ -132,7 +145,13 @@ class KVCache:
                 tensors[layer][:, :, : self.capacity] = old
         self.capacity = capacity
 
-    def update(self, layer, key, value, positions=None):
+    def update(
+        self,
+        layer: int,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        positions: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store new keys and values of a layer and return all that are in use.
 
         Args:
@@ -183,7 +202,14 @@ class SelfAttention(nn.Module):
     Source: llama_models/llama3/multimodal/model.py, `Attention`.
     """
 
-    def __init__(self, hidden_size, num_heads, num_kv_heads, head_dim, layer=0):
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        layer: int = 0,
+    ) -> None:
         super().__init__()
         self.head_dim, self.layer = head_dim, layer
         self.q_proj = nn.Linear(hidden_size, num_heads * head_dim, bias=False)
@@ -191,7 +217,15 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(hidden_size, num_kv_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=False)
 
-    def forward(self, hidden, cos, sin, cache=None, positions=None, mask=None):
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        cache: KVCache | None = None,
+        positions: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Mix every token with the tokens before it.
 
         Args:

@@ -4,16 +4,19 @@
 Built in chapter 8, notebooks/08_cross_attention.ipynb. Parameter names are the hub's.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from mllama_lite.attention import grouped_attention
-from mllama_lite.decoder import MLP, DecoderLayer, RMSNorm
+from mllama_lite.decoder import MLP, DecoderLayer, RMSNorm, Step, TextConfig
 
 
-def visible_ranges(tokens, image_id):
+def visible_ranges(
+    tokens: Sequence[int], image_id: int
+) -> list[tuple[int, int | None]]:
     """Which text tokens see which image.
 
     A token sees the images from their own token on until the next image's; images in a
@@ -68,7 +71,7 @@ class CrossAttention(nn.Module):
     Source: llama_models/llama3/multimodal/model.py, `CrossAttention`.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         query_size = config.num_attention_heads * config.head_dim
@@ -80,7 +83,9 @@ class CrossAttention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
-    def keys_and_values(self, vision):
+    def keys_and_values(
+        self, vision: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Project vision tokens; done once an image, however long the answer is.
 
         Args:
@@ -94,7 +99,13 @@ class CrossAttention(nn.Module):
         value = self.v_proj(vision).unflatten(-1, heads).transpose(1, 2)  # [B, G, V, E]
         return self.k_norm(key), value
 
-    def forward(self, hidden, key, value, mask=None):
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Look at the vision tokens.
 
         Args:
@@ -121,7 +132,7 @@ class CrossAttentionLayer(nn.Module):
     Source: llama_models/llama3/multimodal/model.py, `CrossAttentionTransformerBlock`.
     """
 
-    def __init__(self, config, layer):
+    def __init__(self, config: TextConfig, layer: int) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
         self.layer = layer
@@ -132,11 +143,13 @@ class CrossAttentionLayer(nn.Module):
         self.mlp = MLP(size, config.intermediate_size)
         self.cross_attn_mlp_gate = nn.Parameter(torch.zeros(1))
 
-    def keys_and_values(self, vision):
+    def keys_and_values(
+        self, vision: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `CrossAttention.keys_and_values`. Whoever wraps a layer finds this here."""
         return self.cross_attn.keys_and_values(vision)
 
-    def forward(self, hidden, step):
+    def forward(self, hidden: torch.Tensor, step: Step) -> torch.Tensor:
         """Add what the images say to the tokens that see one.
 
         Both branches are 0 for tokens that see none. transformers zeroes only the
@@ -165,7 +178,7 @@ class CrossAttentionLayer(nn.Module):
         return hidden + self.cross_attn_mlp_gate.tanh() * enlarged
 
 
-def make_layer(config, index):
+def make_layer(config: TextConfig, index: int) -> CrossAttentionLayer | DecoderLayer:
     """The layer at an index of a decoder that sees images; see `TextModel`."""
     crosses = index in config.cross_attention_layers
     return (CrossAttentionLayer if crosses else DecoderLayer)(config, index)
@@ -186,7 +199,11 @@ class VisionCache:
     counts: list[list[int]]
 
     @classmethod
-    def from_images(cls, layers, rows):
+    def from_images(
+        cls,
+        layers: Iterable[CrossAttentionLayer],
+        rows: Sequence[list[torch.Tensor]],
+    ) -> "VisionCache":
         """Compute keys and values of images for all cross-attention layers.
 
         Args:
@@ -206,15 +223,20 @@ class VisionCache:
         values = {i: value for i, (_, value) in pairs.items()}
         return cls(keys, values, counts)
 
-    def extended(self, other):
+    def extended(self, other: "VisionCache") -> "VisionCache":
         """This cache with the images of another appended; both of one row."""
-        joined = [
+        keys, values = (
             {i: torch.cat([mine[i], theirs[i]], dim=2) for i in mine}
             for mine, theirs in ((self.keys, other.keys), (self.values, other.values))
-        ]
-        return VisionCache(*joined, [self.counts[0] + other.counts[0]])
+        )
+        return VisionCache(keys, values, [self.counts[0] + other.counts[0]])
 
-    def context(self, ranges, starts, length):
+    def context(
+        self,
+        ranges: Sequence[Sequence[tuple[int, int | None]]],
+        starts: Sequence[int],
+        length: int,
+    ) -> VisionContext | None:
         """What T tokens of each row see: a mask only where one is needed.
 
         Args:

@@ -5,6 +5,7 @@ Built in chapter 4, notebooks/04_decoder.ipynb. Module and parameter names are t
 the hub's `LlamaForCausalLM`, so that a state dict fits without renaming.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,7 @@ class TextConfig:
     cross_attention_layers: tuple[int, ...] = (3, 8, 13, 18, 23, 28, 33, 38)
     num_extra_embeddings: int = 8
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
             raise InputError(
                 f"The configuration has {self.num_attention_heads} query heads for "
@@ -56,7 +57,7 @@ class TextConfig:
             )
 
     @property
-    def self_attention_layers(self):
+    def self_attention_layers(self) -> tuple[int, ...]:
         """Indices of the layers that are not cross-attention."""
         every = range(self.num_hidden_layers)
         return tuple(i for i in every if i not in self.cross_attention_layers)
@@ -75,12 +76,12 @@ class RMSNorm(nn.Module):
     Source: Zhang & Sennrich 2019; llama_models/llama3/model.py, `RMSNorm`.
     """
 
-    def __init__(self, size, eps):
+    def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(size))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] to [..., D], same dtype."""
         return F.rms_norm(x, x.shape[-1:], eps=self.eps) * self.weight
 
@@ -95,13 +96,13 @@ class MLP(nn.Module):
     Source: Shazeer 2020; llama_models/llama3/multimodal/model.py, `FeedForward`.
     """
 
-    def __init__(self, hidden_size, intermediate_size):
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] to [..., D]."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
@@ -132,7 +133,7 @@ class DecoderLayer(nn.Module):
         layer: index of the layer.
     """
 
-    def __init__(self, config, layer):
+    def __init__(self, config: TextConfig, layer: int) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
         self.input_layernorm = RMSNorm(size, eps)
@@ -168,7 +169,11 @@ class TextModel(nn.Module):
             layer(hidden, step). Chapter 8 has one that looks at images.
     """
 
-    def __init__(self, config, make_layer=DecoderLayer):
+    def __init__(
+        self,
+        config: TextConfig,
+        make_layer: Callable[[TextConfig, int], nn.Module] = DecoderLayer,
+    ) -> None:
         super().__init__()
         self.config = config
         rows = config.vocab_size + config.num_extra_embeddings
@@ -177,17 +182,18 @@ class TextModel(nn.Module):
             make_layer(config, i) for i in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self._frequencies = {}  # by device; not a buffer, so that no cast can round it
+        # By device; not a buffer, so that no cast can round it.
+        self._frequencies: dict[torch.device, torch.Tensor] = {}
 
     def forward(
         self,
-        tokens,
-        cache=None,
-        positions=None,
-        mask=None,
-        vision=None,
-        embeddings=None,
-    ):
+        tokens: torch.Tensor | None,
+        cache: KVCache | None = None,
+        positions: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        vision: Any = None,
+        embeddings: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Hidden states of every token.
 
         Args:
@@ -206,16 +212,18 @@ class TextModel(nn.Module):
             [B, T, D], after the final norm.
         """
         hidden = self.embed_tokens(tokens) if embeddings is None else embeddings
-        device, length, here = hidden.device, hidden.shape[1], positions  # [B, T, D]
+        device, length = hidden.device, hidden.shape[1]  # of [B, T, D]
         if positions is None:
             start = 0 if cache is None else cache.length
             here = torch.arange(start, start + length, device=device)[None]
             if mask is None and start > 0 and length > 1:
                 mask = causal_mask(length, start + length, device)[None, None]
-        elif mask is None and cache is not None:
-            end = cache.window or cache.length + length
-            slots = torch.arange(end, device=device)
-            mask = (slots <= positions[:, :, None])[:, None]  # [B, 1, T, S]
+        else:
+            here = positions
+            if mask is None and cache is not None:
+                end = cache.window or cache.length + length
+                slots = torch.arange(end, device=device)
+                mask = (slots <= positions[:, :, None])[:, None]  # [B, 1, T, S]
         cos, sin = rope_cos_sin(self.frequencies(device), here[:, None])
         step = Step(cos, sin, cache, positions, mask, vision)
         for layer in self.layers:
@@ -224,7 +232,7 @@ class TextModel(nn.Module):
             cache.length += length
         return self.norm(hidden)
 
-    def frequencies(self, device):
+    def frequencies(self, device: torch.device) -> torch.Tensor:
         """RoPE's frequencies, fp32 [E/2], kept per device."""
         if device not in self._frequencies:
             config = self.config
@@ -243,28 +251,32 @@ class LanguageModel(nn.Module):
         make_layer: see `TextModel`.
     """
 
-    def __init__(self, config, make_layer=DecoderLayer):
+    def __init__(
+        self,
+        config: TextConfig,
+        make_layer: Callable[[TextConfig, int], nn.Module] = DecoderLayer,
+    ) -> None:
         super().__init__()
         self.config = config
         self.model = TextModel(config, make_layer)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie_weights()
 
-    def tie_weights(self):
+    def tie_weights(self) -> None:
         """Make head and embedding one parameter again, if they are to be."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(
         self,
-        tokens,
-        cache=None,
-        positions=None,
-        mask=None,
-        vision=None,
-        logits_at=None,
-        embeddings=None,
-    ):
+        tokens: torch.Tensor | None,
+        cache: KVCache | None = None,
+        positions: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        vision: Any = None,
+        logits_at: torch.Tensor | None = None,
+        embeddings: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Logits of the next token.
 
         Args:

@@ -1,4 +1,5 @@
-# Generated from notebooks/09_checkpoint.ipynb and notebooks/10_inference.ipynb: edit there, or here and run `make update`.
+# Generated from notebooks/09_checkpoint.ipynb and notebooks/10_inference.ipynb:
+# edit there, or here and run `make update`.
 """Where to compute, in what precision, and how much memory is free there.
 
 Built in chapters 9 and 10, notebooks/09_checkpoint.ipynb and 10_inference.ipynb.

@@ -5,14 +5,17 @@ Built in chapter 10, notebooks/10_inference.ipynb. Token ids in, token ids out; 
 files and conversations are in vlm.py.
 """
 
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
 import torch
 
 from mllama_lite.attention import KVCache
-from mllama_lite.cross_attention import visible_ranges
+from mllama_lite.cross_attention import VisionCache, VisionContext, visible_ranges
 from mllama_lite.errors import InputError, shown
+from mllama_lite.model import Mllama
+from mllama_lite.tiles import Tiles
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Sampling:
     min_p: float = 0.0
     seed: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         whole = (int, type(None))
         for name, kind, fits, expected in (
             (
@@ -66,7 +69,7 @@ class Sampling:
                 )
 
 
-def probabilities(logits, sampling):
+def probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """The distribution from which the next token is drawn.
 
     Args:
@@ -104,7 +107,7 @@ class Sampler:
         device: of the logits.
     """
 
-    def __init__(self, sampling, device):
+    def __init__(self, sampling: Sampling, device: torch.device) -> None:
         self.sampling = sampling
         self.generator = torch.Generator(device)
         if sampling.seed is None:
@@ -112,7 +115,7 @@ class Sampler:
         else:
             self.generator.manual_seed(sampling.seed)
 
-    def __call__(self, logits):
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """fp32 [B, W] to int [B]. InputError if a row's largest is no finite number."""
         if not logits.amax(dim=-1).isfinite().all():
             raise InputError(
@@ -139,16 +142,21 @@ class Session:
         static: read the whole cache at every step, so that each has the same shapes.
     """
 
-    def __init__(self, model, batch, capacity, static=False):
+    def __init__(
+        self, model: Mllama, batch: int, capacity: int, static: bool = False
+    ) -> None:
         self.model = model
         self.cache = KVCache(capacity)
         self.cache.window = capacity if static else None
-        self.vision_cache = None
+        self.vision_cache: VisionCache | None = None
         self.num_images = [0] * batch
         self.lengths = [0] * batch
-        self._later = None  # what every token after the prompt sees
+        # What every token after the prompt sees.
+        self._later: VisionContext | None = None
 
-    def extend(self, rows, images):
+    def extend(
+        self, rows: Sequence[list[int]], images: Sequence[list[Tiles]]
+    ) -> torch.Tensor:
         """Take in more of every row and return the logits that follow.
 
         Args:
@@ -175,7 +183,7 @@ class Session:
             tokens[i, : len(row)] = torch.tensor(row)
         self.cache.reserve(self.cache.length + length)
         seen = self.vision_cache
-        vision = seen and seen.context(ranges, starts, length)
+        vision = None if seen is None else seen.context(ranges, starts, length)
         last = torch.tensor([len(row) - 1 for row in new], device=device)
         static, self.cache.window = self.cache.window is not None, None
         positions = self._positions(torch.tensor(starts), length)
@@ -185,11 +193,11 @@ class Session:
         self.lengths = [len(row) for row in rows]
         self.cache.length = max(self.lengths)
         self.cache.window = self.cache.capacity if static else None
-        self._later = seen and seen.context(ranges, self.lengths, 1)
+        self._later = None if seen is None else seen.context(ranges, self.lengths, 1)
         self._next = torch.tensor(self.lengths, device=device)  # [B]
         return logits[:, 0]
 
-    def step(self, tokens):
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Take in one token of every row and return the logits that follow.
 
         Args:
@@ -208,34 +216,35 @@ class Session:
         self._next += 1
         return logits[:, 0]
 
-    def _positions(self, starts, length):
+    def _positions(self, starts: torch.Tensor, length: int) -> torch.Tensor | None:
         """Positions of T tokens [B, T]; None where every row is at the same place."""
         if self.cache.window is None and len(set(self.lengths)) == 1:
             return None
         steps = torch.arange(length, device=self.model.device)
         return starts.to(self.model.device)[:, None] + steps
 
-    def _see(self, images):
+    def _see(self, images: list[list[Tiles]]) -> None:
         """Encode the new images of each row and keep what text looks at."""
         if not any(images):
             return
         if self.vision_cache is not None and len(images) > 1:
             raise ValueError("images that come later are for a session of one row")
         new, old = self.model.vision_cache(images), self.vision_cache
+        assert new is not None
         self.vision_cache = new if old is None else old.extended(new)
         self.num_images = [n + len(row) for n, row in zip(self.num_images, images)]
 
 
 @torch.no_grad()
 def generate(
-    model,
-    rows,
-    images,
-    max_new_tokens=64,
-    stop_ids=(),
-    sampling=Sampling(),
-    session=None,
-):
+    model: Mllama,
+    rows: Sequence[list[int]],
+    images: Sequence[list[Tiles]],
+    max_new_tokens: int = 64,
+    stop_ids: Collection[int] = (),
+    sampling: Sampling = Sampling(),
+    session: Session | None = None,
+) -> Iterator[list[int | None]]:
     """Write on after several prompts at once, a token of each at a time.
 
     Args:

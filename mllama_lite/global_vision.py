@@ -10,6 +10,7 @@ from torch import nn
 from mllama_lite.local_vision import (
     LocalVision,
     TileEmbedding,
+    VisionConfig,
     VisionLayer,
     VisionLayers,
 )
@@ -27,13 +28,13 @@ class GatedVisionLayer(VisionLayer):
     Source: llama_models/llama3/multimodal/model.py, `ImageTransformerBlock(gated=True)`.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__(config)
         self.gate_attn = nn.Parameter(torch.zeros(1))
         self.gate_ffn = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x, num_real):
-        """x [N, V, D], real tokens first, to [N, V, D]."""
+    def forward(self, x: torch.Tensor, num_real: int) -> torch.Tensor:
+        """x [N, padded V, D], real tokens first, to [N, padded V, D]."""
         attended = self.self_attn(self.input_layernorm(x), num_real)
         x = x + self.gate_attn.tanh() * attended
         return x + self.gate_ffn.tanh() * self.mlp(self.post_attention_layernorm(x))
@@ -51,14 +52,16 @@ class VisionModel(LocalVision):
     Source: llama_models/llama3/multimodal/model.py, `VisionEncoder.forward`.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__(config)
         self.layernorm_post = nn.LayerNorm(config.hidden_size, config.norm_eps)
         self.post_tile_positional_embedding = TileEmbedding(config)
         layers = [GatedVisionLayer(config) for _ in range(config.num_global_layers)]
         self.global_transformer = VisionLayers(layers)
 
-    def forward(self, pixel_values, aspect_ratio_ids):
+    def forward(  # type: ignore[override]  # the whole counts the tiles itself
+        self, pixel_values: torch.Tensor, aspect_ratio_ids: torch.Tensor
+    ) -> torch.Tensor:
         """Encode images.
 
         Args:
@@ -72,16 +75,19 @@ class VisionModel(LocalVision):
         arrangements = canvases(self.config.max_num_tiles)
         counts = torch.tensor([0] + [rows * columns for rows, columns in arrangements])
         num_tiles = counts[aspect_ratio_ids.cpu()]  # [N]
-        if len(num_tiles.unique()) == 1:
-            return self.encode(pixel_values, aspect_ratio_ids, num_tiles[0].item())
+        different = num_tiles.unique().tolist()
+        if len(different) == 1:
+            return self.encode(pixel_values, aspect_ratio_ids, different[0])
         parts, places = [], []
-        for count in num_tiles.unique().tolist():
+        for count in different:
             same = (num_tiles == count).nonzero()[:, 0].to(pixel_values.device)
             parts.append(self.encode(pixel_values[same], aspect_ratio_ids[same], count))
             places.append(same)
         return torch.cat(parts)[torch.cat(places).argsort()]
 
-    def encode(self, pixel_values, aspect_ratio_ids, num_tiles):
+    def encode(
+        self, pixel_values: torch.Tensor, aspect_ratio_ids: torch.Tensor, num_tiles: int
+    ) -> torch.Tensor:
         """`forward` for images that all have `num_tiles` valid tiles."""
         x, states = super().forward(pixel_values, aspect_ratio_ids, num_tiles)
         x = self.layernorm_post(x)

@@ -4,6 +4,7 @@
 Built in chapter 6, notebooks/06_local_vision.ipynb. Parameter names are the hub's.
 """
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -30,22 +31,22 @@ class VisionConfig:
     intermediate_layers_indices: tuple[int, ...] = (3, 7, 15, 23, 30)
 
     @property
-    def num_patches(self):
+    def num_patches(self) -> int:
         """P: patches of a tile plus the class token (1,601 at 560, 1,025 at 448)."""
         return (self.image_size // self.patch_size) ** 2 + 1
 
     @property
-    def vision_output_dim(self):
+    def vision_output_dim(self) -> int:
         """Width of a vision token: the final state and the states kept on the way."""
         return self.hidden_size * (1 + len(self.intermediate_layers_indices))
 
     @property
-    def num_aspect_ratios(self):
+    def num_aspect_ratios(self) -> int:
         """Rows of the tables by aspect_ratio_id: the canvases, and 0 for no image."""
         return len(canvases(self.max_num_tiles)) + 1
 
 
-def only_valid_tiles(places, num_tiles):
+def only_valid_tiles(places: torch.Tensor, num_tiles: int) -> torch.Tensor:
     """Zero the vectors [N, K, ...] of tiles that the canvas does not have.
 
     Checkpoints hold zeros there already; a table that is being trained must not move.
@@ -64,14 +65,16 @@ class TileEmbedding(nn.Module):
     by aspect ratio is the hub's layout of the same numbers.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.shape = (config.max_num_tiles, 1, config.hidden_size)
         width = config.max_num_tiles * config.hidden_size
         self.embedding = nn.Embedding(config.num_aspect_ratios, width)
         self.gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x, aspect_ratio_ids, num_tiles):
+    def forward(
+        self, x: torch.Tensor, aspect_ratio_ids: torch.Tensor, num_tiles: int
+    ) -> torch.Tensor:
         """x [N, K, P, D], ids int [N], valid tiles of each image, to [N, K, P, D]."""
         places = self.embedding(aspect_ratio_ids).unflatten(
             -1, self.shape
@@ -91,7 +94,7 @@ class PositionEmbedding(nn.Module):
     `VisionEncoder.apply_positional_embedding`.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.shape = (config.max_num_tiles, config.num_patches, config.hidden_size)
         self.embedding = nn.Parameter(
@@ -101,7 +104,9 @@ class PositionEmbedding(nn.Module):
         self.tile_embedding = nn.Embedding(config.num_aspect_ratios, width)
         self.gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x, aspect_ratio_ids, num_tiles):
+    def forward(
+        self, x: torch.Tensor, aspect_ratio_ids: torch.Tensor, num_tiles: int
+    ) -> torch.Tensor:
         """x [N, K, P, D], ids int [N], valid tiles of each image, to [N, K, P, D]."""
         gate = self.gate.tanh()
         x = x + self.embedding * (1 - gate)
@@ -111,123 +116,7 @@ class PositionEmbedding(nn.Module):
         return x + only_valid_tiles(places, num_tiles) * gate
 
 
-class VisionAttention(nn.Module):
-    """Attention among all tokens of an image, without bias and without RoPE.
-
-    Args:
-        config: VisionConfig.
-
-    Source: llama_models/llama3/multimodal/model.py, `ImageAttention`.
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        size = config.hidden_size
-        self.head_dim = size // config.attention_heads
-        self.q_proj = nn.Linear(size, size, bias=False)
-        self.k_proj = nn.Linear(size, size, bias=False)
-        self.v_proj = nn.Linear(size, size, bias=False)
-        self.o_proj = nn.Linear(size, size, bias=False)
-
-    def forward(self, x, num_real):
-        """Attention in which padding does not look at padding.
-
-        Meta's mask forbids only that: real tokens do look at padding. So no mask is
-        needed: the queries are taken in two parts, and the second gets fewer keys.
-
-        Args:
-            x: [N, V, D], the `num_real` real tokens first, then padding.
-            num_real: how many tokens are real; the same for all N.
-
-        Returns:
-            [N, V, D].
-        """
-        heads = (-1, self.head_dim)
-        query = self.q_proj(x).unflatten(-1, heads).transpose(1, 2)  # [N, H, V, E]
-        key = self.k_proj(x).unflatten(-1, heads).transpose(1, 2)  # [N, H, V, E]
-        value = self.v_proj(x).unflatten(-1, heads).transpose(1, 2)  # [N, H, V, E]
-        real, padding = query[:, :, :num_real], query[:, :, num_real:]
-        key_of_real, value_of_real = key[:, :, :num_real], value[:, :, :num_real]
-        output = F.scaled_dot_product_attention(real, key, value)  # [N, H, real, E]
-        rest = F.scaled_dot_product_attention(padding, key_of_real, value_of_real)
-        output = torch.cat([output.transpose(1, 2), rest.transpose(1, 2)], dim=1)
-        return self.o_proj(output.flatten(2))  # [N, V, D]
-
-
-class VisionMLP(nn.Module):
-    """Two linear maps with bias and the exact (erf) GELU between them.
-
-    Args:
-        config: VisionConfig.
-
-    Source: llama_models/llama3/multimodal/model.py, `ImageFeedForward`.
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, x):
-        """[..., D] to [..., D]."""
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class VisionLayer(nn.Module):
-    """LayerNorm, attention, residual; LayerNorm, MLP, residual.
-
-    Args:
-        config: VisionConfig.
-
-    Source: llama_models/llama3/multimodal/model.py, `ImageTransformerBlock`.
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        self.input_layernorm = nn.LayerNorm(config.hidden_size, config.norm_eps)
-        self.self_attn = VisionAttention(config)
-        self.post_attention_layernorm = nn.LayerNorm(
-            config.hidden_size, config.norm_eps
-        )
-        self.mlp = VisionMLP(config)
-
-    def forward(self, x, num_real):
-        """x [N, V, D], real tokens first, to [N, V, D]."""
-        x = x + self.self_attn(self.input_layernorm(x), num_real)
-        return x + self.mlp(self.post_attention_layernorm(x))
-
-
-class VisionLayers(nn.Module):
-    """A stack of layers, which is called `transformer` in every checkpoint.
-
-    Args:
-        layers: list of modules.
-    """
-
-    def __init__(self, layers):
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, x, num_real, keep=()):
-        """Run all layers.
-
-        Args:
-            x: [N, V, D], real tokens first.
-            num_real: see `VisionAttention.forward`.
-            keep: indices of layers whose *input* is wanted.
-
-        Returns:
-            (x [N, V, D], list of the kept inputs, each [N, V, D]).
-        """
-        kept = []
-        for i, layer in enumerate(self.layers):
-            if i in keep:
-                kept.append(x)
-            x = layer(x, num_real)
-        return x, kept
-
-
-def padded_length(num_patches):
+def padded_length(num_patches: int) -> int:
     """P rounded up to a multiple of 8 (1,608 at 560 pixels, 1,032 at 448).
 
     Source: llama_models/llama3/multimodal/encoder_utils.py,
@@ -236,7 +125,9 @@ def padded_length(num_patches):
     return -(-num_patches // 8) * 8
 
 
-def real_tokens_first(num_tiles, max_tiles, num_patches):
+def real_tokens_first(
+    num_tiles: int, max_tiles: int, num_patches: int
+) -> tuple[torch.Tensor, int]:
     """Order of an image's tokens in which the real ones come before the padding.
 
     Padding are the tokens that fill a tile up to a multiple of 8, and all tokens of
@@ -257,6 +148,125 @@ def real_tokens_first(num_tiles, max_tiles, num_patches):
     return order, num_tiles * num_patches
 
 
+class VisionAttention(nn.Module):
+    """Attention among all tokens of an image, without bias and without RoPE.
+
+    Args:
+        config: VisionConfig.
+
+    Source: llama_models/llama3/multimodal/model.py, `ImageAttention`.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.head_dim = size // config.attention_heads
+        self.q_proj = nn.Linear(size, size, bias=False)
+        self.k_proj = nn.Linear(size, size, bias=False)
+        self.v_proj = nn.Linear(size, size, bias=False)
+        self.o_proj = nn.Linear(size, size, bias=False)
+
+    def forward(self, x: torch.Tensor, num_real: int) -> torch.Tensor:
+        """Attention in which padding does not look at padding.
+
+        Meta's mask forbids only that: real tokens do look at padding. So no mask is
+        needed: the queries are taken in two parts, and the second gets fewer keys.
+
+        Args:
+            x: [N, padded V, D], the `num_real` real tokens first, then padding.
+            num_real: how many tokens are real; the same for all N.
+
+        Returns:
+            [N, padded V, D].
+        """
+        heads = (-1, self.head_dim)
+        # each [N, H, padded V, E]
+        query = self.q_proj(x).unflatten(-1, heads).transpose(1, 2)
+        key = self.k_proj(x).unflatten(-1, heads).transpose(1, 2)
+        value = self.v_proj(x).unflatten(-1, heads).transpose(1, 2)
+        real, padding = query[:, :, :num_real], query[:, :, num_real:]
+        key_of_real, value_of_real = key[:, :, :num_real], value[:, :, :num_real]
+        output = F.scaled_dot_product_attention(real, key, value)  # [N, H, real, E]
+        rest = F.scaled_dot_product_attention(padding, key_of_real, value_of_real)
+        output = torch.cat([output.transpose(1, 2), rest.transpose(1, 2)], dim=1)
+        return self.o_proj(output.flatten(2))  # [N, padded V, D]
+
+
+class VisionMLP(nn.Module):
+    """Two linear maps with bias and the exact (erf) GELU between them.
+
+    Args:
+        config: VisionConfig.
+
+    Source: llama_models/llama3/multimodal/model.py, `ImageFeedForward`.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., D] to [..., D]."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class VisionLayer(nn.Module):
+    """LayerNorm, attention, residual; LayerNorm, MLP, residual.
+
+    Args:
+        config: VisionConfig.
+
+    Source: llama_models/llama3/multimodal/model.py, `ImageTransformerBlock`.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, config.norm_eps)
+        self.self_attn = VisionAttention(config)
+        self.post_attention_layernorm = nn.LayerNorm(
+            config.hidden_size, config.norm_eps
+        )
+        self.mlp = VisionMLP(config)
+
+    def forward(self, x: torch.Tensor, num_real: int) -> torch.Tensor:
+        """x [N, padded V, D], real tokens first, to [N, padded V, D]."""
+        x = x + self.self_attn(self.input_layernorm(x), num_real)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class VisionLayers(nn.Module):
+    """A stack of layers, which is called `transformer` in every checkpoint.
+
+    Args:
+        layers: list of modules.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(
+        self, x: torch.Tensor, num_real: int, keep: Collection[int] = ()
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Run all layers.
+
+        Args:
+            x: [N, padded V, D], real tokens first.
+            num_real: see `VisionAttention.forward`.
+            keep: indices of layers whose *input* is wanted.
+
+        Returns:
+            (x [N, padded V, D], list of the kept inputs, each of that shape).
+        """
+        kept = []
+        for i, layer in enumerate(self.layers):
+            if i in keep:
+                kept.append(x)
+            x = layer(x, num_real)
+        return x, kept
+
+
 class LocalVision(nn.Module):
     """Patches, embeddings and the local layers.
 
@@ -266,7 +276,7 @@ class LocalVision(nn.Module):
     Source: llama_models/llama3/multimodal/model.py, `VisionEncoder`.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
         size, patch = config.hidden_size, config.patch_size
@@ -280,7 +290,9 @@ class LocalVision(nn.Module):
         layers = [VisionLayer(config) for _ in range(config.num_hidden_layers)]
         self.transformer = VisionLayers(layers)
 
-    def embed(self, pixel_values, aspect_ratio_ids, num_tiles):
+    def embed(
+        self, pixel_values: torch.Tensor, aspect_ratio_ids: torch.Tensor, num_tiles: int
+    ) -> torch.Tensor:
         """Pixels to the tokens that enter the first layer.
 
         Args:
@@ -304,7 +316,13 @@ class LocalVision(nn.Module):
         missing = padded_length(x.shape[2]) - x.shape[2]
         return F.pad(x, (0, 0, 0, missing))  # [N, K, padded P, D]
 
-    def in_layers(self, layers, x, num_tiles, keep=()):
+    def in_layers(
+        self,
+        layers: VisionLayers,
+        x: torch.Tensor,
+        num_tiles: int,
+        keep: Collection[int] = (),
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Run a stack of layers over images with equally many valid tiles.
 
         Args:
@@ -326,7 +344,9 @@ class LocalVision(nn.Module):
         x, *kept = (y[:, back].unflatten(1, shape) for y in (x, *kept))
         return x, kept
 
-    def forward(self, pixel_values, aspect_ratio_ids, num_tiles):
+    def forward(
+        self, pixel_values: torch.Tensor, aspect_ratio_ids: torch.Tensor, num_tiles: int
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Embed images and run the local layers; arguments as `embed`.
 
         Returns:

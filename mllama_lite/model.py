@@ -5,16 +5,26 @@ Built in chapter 9, notebooks/09_checkpoint.ipynb. Parameter names are those of 
 hub's files, so that a state dict fits without renaming.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from mllama_lite.cross_attention import VisionCache, make_layer, visible_ranges
+from mllama_lite.attention import KVCache
+from mllama_lite.cross_attention import (
+    CrossAttentionLayer,
+    VisionCache,
+    VisionContext,
+    make_layer,
+    visible_ranges,
+)
 from mllama_lite.decoder import LanguageModel, TextConfig
 from mllama_lite.global_vision import VisionModel
 from mllama_lite.local_vision import VisionConfig
+from mllama_lite.tiles import Tiles
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ class Mllama(nn.Module):
         config: MllamaConfig.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: MllamaConfig) -> None:
         super().__init__()
         self.config = config
         if config.vision is not None:
@@ -51,22 +61,22 @@ class Mllama(nn.Module):
         self.language_model = LanguageModel(config.text, make_layer)
 
     @property
-    def dtype(self):
+    def dtype(self) -> torch.dtype:
         """dtype of what runs through the layers: that of the last norm."""
         return self.language_model.model.norm.weight.dtype
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         """device of the parameters."""
         return self.language_model.model.norm.weight.device
 
     @property
-    def cross_attention_layers(self):
+    def cross_attention_layers(self) -> list[CrossAttentionLayer]:
         """The layers that look at images, in order."""
-        layers = self.language_model.model.layers
+        layers: Any = self.language_model.model.layers  # of any modules
         return [layers[i] for i in self.config.text.cross_attention_layers]
 
-    def encode_images(self, tiles):
+    def encode_images(self, tiles: Sequence[Tiles]) -> list[torch.Tensor]:
         """Images to the tokens that cross-attention reads.
 
         Args:
@@ -86,7 +96,7 @@ class Mllama(nn.Module):
             for image, one in zip(features, tiles)
         ]
 
-    def vision_cache(self, rows):
+    def vision_cache(self, rows: Sequence[Sequence[Tiles]]) -> VisionCache | None:
         """Encode all images of a batch and compute their keys and values, once.
 
         Args:
@@ -101,7 +111,9 @@ class Mllama(nn.Module):
         images = [[next(encoded) for _ in row] for row in rows]
         return VisionCache.from_images(self.cross_attention_layers, images)
 
-    def vision_context(self, rows, tiles):
+    def vision_context(
+        self, rows: Sequence[Sequence[int]], tiles: Sequence[Sequence[Tiles]]
+    ) -> VisionContext | None:
         """What the tokens of whole rows see: images encoded, and who looks at which.
 
         Args:
@@ -119,14 +131,14 @@ class Mllama(nn.Module):
 
     def forward(
         self,
-        tokens,
-        cache=None,
-        positions=None,
-        mask=None,
-        vision=None,
-        logits_at=None,
-        embeddings=None,
-    ):
+        tokens: torch.Tensor | None,
+        cache: KVCache | None = None,
+        positions: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        vision: VisionContext | None = None,
+        logits_at: torch.Tensor | None = None,
+        embeddings: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Logits of the next token; see `LanguageModel.forward`.
 
         Args:
@@ -144,14 +156,16 @@ class Mllama(nn.Module):
 class _SkipInitialValues(TorchFunctionMode):
     """Makes the functions of torch.nn.init do nothing."""
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, function: Callable, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         if getattr(function, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return function(*args, **kwargs)
 
 
-def empty_model(config):
+def empty_model(config: MllamaConfig) -> Mllama:
     """A model of names and shapes alone, on the meta device: nothing is computed.
 
     Args:

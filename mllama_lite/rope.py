@@ -24,7 +24,9 @@ class RopeScaling:
     original_max_position_embeddings: int = 8192
 
 
-def rope_frequencies(head_dim, theta=500000.0, scaling=None):
+def rope_frequencies(
+    head_dim: int, theta: float = 500000.0, scaling: RopeScaling | None = None
+) -> torch.Tensor:
     """How many radians a pair of dimensions turns from one position to the next.
 
     Args:
@@ -48,7 +50,9 @@ def rope_frequencies(head_dim, theta=500000.0, scaling=None):
     return (1 - keep) * frequencies / scaling.factor + keep * frequencies
 
 
-def rope_cos_sin(frequencies, positions):
+def rope_cos_sin(
+    frequencies: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine of every pair's angle at every position.
 
     Args:
@@ -62,7 +66,7 @@ def rope_cos_sin(frequencies, positions):
     return angles.cos(), angles.sin()
 
 
-def apply_rope(x, cos, sin):
+def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn every pair (i, i + E/2) of a head by its angle: the half-split layout.
 
     Args:
@@ -77,7 +81,9 @@ def apply_rope(x, cos, sin):
     return torch.cat(turned, dim=-1).to(x.dtype)  # [B, H, T, E]
 
 
-def apply_rope_interleaved(x, cos, sin):
+def apply_rope_interleaved(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> torch.Tensor:
     """Turn every pair (2i, 2i + 1) of a head by its angle: Meta's layout.
 
     Args and returns as `apply_rope`.
@@ -90,7 +96,7 @@ def apply_rope_interleaved(x, cos, sin):
     return torch.stack(turned, dim=-1).flatten(-2).to(x.dtype)  # [B, H, T, E]
 
 
-def to_half_split(weight, num_heads):
+def to_half_split(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
     """Reorder the rows of a query or key projection from interleaved to half-split.
 
     Args:
@@ -104,7 +110,7 @@ def to_half_split(weight, num_heads):
     return rows.transpose(1, 2).reshape(weight.shape)
 
 
-def to_interleaved(weight, num_heads):
+def to_interleaved(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
     """The inverse of `to_half_split`."""
     rows = weight.unflatten(0, (num_heads, 2, -1))  # [H, 2, E/2, D]
     return rows.transpose(1, 2).reshape(weight.shape)

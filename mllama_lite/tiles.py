@@ -7,13 +7,16 @@ show; `image_to_tiles` does exactly what Meta's code does.
 
 import io
 import math
+import os
+import stat
 import warnings
 from dataclasses import dataclass
 from os import PathLike
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mllama_lite.errors import InputError
 
@@ -23,7 +26,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def canvases(max_tiles=4):
+def canvases(max_tiles: int = 4) -> list[tuple[int, int]]:
     """All arrangements of at most `max_tiles` tiles, as (rows, columns).
 
     The place in this list plus one is the `aspect_ratio_id`; 0 means no image.
@@ -36,7 +39,9 @@ def canvases(max_tiles=4):
     return [(rows, columns) for rows, columns in pairs if rows * columns <= max_tiles]
 
 
-def choose_canvas(height, width, tile_size, max_tiles=4):
+def choose_canvas(
+    height: int, width: int, tile_size: int, max_tiles: int = 4
+) -> tuple[int, int]:
     """The canvas on which an image is enlarged least, or else shrunk least.
 
     Args:
@@ -59,7 +64,9 @@ def choose_canvas(height, width, tile_size, max_tiles=4):
     return min(tied, key=lambda option: option[0] * option[1])
 
 
-def resized_size(height, width, canvas, tile_size):
+def resized_size(
+    height: int, width: int, canvas: tuple[int, int], tile_size: int
+) -> tuple[int, int]:
     """Size to which an image is scaled before it is pasted on its canvas.
 
     The image is not enlarged beyond one tile: a side grows to at most the larger of
@@ -102,12 +109,12 @@ class Tiles:
     canvas: tuple[int, int]
 
     @property
-    def num_tiles(self):
+    def num_tiles(self) -> int:
         """How many tiles carry image or padding around it."""
         return self.canvas[0] * self.canvas[1]
 
 
-def image_to_tiles(image, tile_size, max_tiles=4):
+def image_to_tiles(image: Image.Image, tile_size: int, max_tiles: int = 4) -> Tiles:
     """Resize, pad, normalise and cut an image as Meta's code does.
 
     Args:
@@ -129,16 +136,33 @@ def image_to_tiles(image, tile_size, max_tiles=4):
     padded.paste(image.resize((width, height), Image.Resampling.BILINEAR))
     pixels = torch.from_numpy(np.array(padded)).float() / 255
     pixels = pixels.permute(2, 0, 1)  # [3, rows·S, columns·S]
-    mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
+    # Here, whatever the program's default device and dtype are.
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device="cpu")
+        for values in (CLIP_MEAN, CLIP_STD)
+    )
     pixels = (pixels - mean[:, None, None]) / std[:, None, None]
     cut = pixels.unflatten(1, (rows, tile_size)).unflatten(3, (columns, tile_size))
     tiles = cut.permute(1, 3, 0, 2, 4).flatten(0, 1)  # [rows·columns, 3, S, S]
-    pixel_values = torch.zeros(max_tiles, 3, tile_size, tile_size)  # [K, 3, S, S]
+    shape = max_tiles, 3, tile_size, tile_size  # [K, 3, S, S]
+    pixel_values = torch.zeros(shape, dtype=torch.float32, device="cpu")
     pixel_values[: len(tiles)] = tiles
     return Tiles(pixel_values, canvases(max_tiles).index(canvas) + 1, canvas)
 
 
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+PICTURE_ENDINGS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".heic",
+    ".heif",
+)
 
 
 def is_picture_name(text: str) -> bool:
@@ -146,7 +170,21 @@ def is_picture_name(text: str) -> bool:
     return text.lower().endswith(PICTURE_ENDINGS) and len(text.split()) == 1
 
 
-def open_image(source):
+# HEIF is there once pillow_heif has registered it. No other reader of Pillow is meant,
+# least of all the one of EPS, which starts an outside program.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+# Of a picture the published models see 1.25 million pixels (4 tiles of 560 x 560). A
+# camera of 64 megapixels, a panorama and any side of a JPEG stay below these.
+MOST_PIXELS = 2**26
+LONGEST_SIDE = 2**16 - 1
+MOST_BYTES = 2**28
+MOST_SCANS = 500  # of a progressive JPEG; encoders write about ten
+
+
+Picture = str | PathLike | bytes | bytearray | BinaryIO | Image.Image
+
+
+def open_image(source: Picture) -> Image.Image:
     """Read an image and make it RGB the way a picture viewer would show it.
 
     Rotation from EXIF is applied, transparency is laid on white, 16-bit values are
@@ -154,36 +192,71 @@ def open_image(source):
     applied.
 
     Args:
-        source: a path, the bytes of a file, a binary file object, or a PIL image.
+        source: a path, the bytes of a file, a binary file object, or a PIL image. Files
+            are read as FORMATS and nothing else; what a PIL image was opened as is the
+            caller's choice.
 
     Returns:
         PIL image, mode RGB.
 
     Raises:
-        InputError: no such file, empty, truncated, not an image, or more pixels than
-            Pillow allows (`PIL.Image.MAX_IMAGE_PIXELS`, against decompression bombs).
+        InputError: no such file, no regular file, empty, truncated, none of FORMATS, or
+            more than MOST_PIXELS pixels, LONGEST_SIDE pixels on a side or MOST_BYTES
+            bytes. Sizes are looked at before pixels are decoded.
     """
     if isinstance(source, Image.Image):
         return _as_shown(source, "The image")
     name = f"The image {source}" if isinstance(source, (str, PathLike)) else "The image"
-    if isinstance(source, (bytes, bytearray)):
-        source = io.BytesIO(source)
-    if not isinstance(source, (str, PathLike)) and not hasattr(source, "read"):
-        raise InputError(
-            f"An image is a {type(source).__name__}: expected a path, bytes, a file or "
-            "a PIL image; open it first."
-        )
+    Image.init()
+    formats = [kind for kind in FORMATS if kind in Image.OPEN]
     with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore")  # of Pillow; what matters is said below
         try:
-            image = Image.open(source)
+            image = Image.open(io.BytesIO(_read(source, name)), formats=formats)
+        except InputError:
+            raise
         except Exception as error:  # Pillow's readers raise many kinds
             raise _unusable(name, error) from None
         with image:
             return _as_shown(image, name)
 
 
-def _unusable(name, error):
+def _read(source: object, name: str) -> bytes | bytearray:
+    """All bytes of an image file, if it can be one."""
+    data: object = source
+    if isinstance(source, (str, PathLike)):
+        # A pipe would be waited for, a device could go on for ever.
+        if not stat.S_ISREG(os.stat(source).st_mode):
+            raise InputError(
+                f"{name} is no regular file: expected an image file, no folder, pipe or "
+                "device; check the path."
+            )
+        with open(source, "rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    elif hasattr(source, "read"):
+        if hasattr(source, "seek"):
+            source.seek(0)
+        data = source.read(MOST_BYTES + 1)
+    if not isinstance(data, (bytes, bytearray)):
+        raise InputError(
+            f"An image is a {type(source).__name__}: expected a path, bytes, a binary "
+            "file or a PIL image; open it first."
+        )
+    if len(data) > MOST_BYTES:
+        raise InputError(
+            f"{name} has more than {MOST_BYTES >> 20} MiB: expected a smaller file; make "
+            "the picture smaller."
+        )
+    # Each scan passes over the whole picture, however few bytes it has.
+    if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > MOST_SCANS:
+        raise InputError(
+            f"{name} is a JPEG of more than {MOST_SCANS} scans: expected fewer, as a "
+            "guard against files that take hours; save it anew."
+        )
+    return data
+
+
+def _unusable(name: str, error: Exception) -> InputError:
     """The InputError that says why an image could not be opened or decoded."""
     if isinstance(error, FileNotFoundError):
         return InputError(
@@ -191,17 +264,15 @@ def _unusable(name, error):
             "name."
         )
     if isinstance(error, UnidentifiedImageError):
+        kinds = ", ".join(kind for kind in FORMATS if kind in Image.OPEN)
         return InputError(
-            f"{name} is empty or no image that Pillow knows: expected a JPEG, PNG, "
-            "WebP, GIF, BMP or TIFF file; convert it."
+            f"{name} is empty or of no format that is read here: expected one of {kinds}; "
+            "convert it."
         )
-    bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-    if isinstance(error, bombs):
-        return InputError(
-            f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels: expected fewer, as "
-            "a guard against decompression bombs; make it smaller or raise "
-            "PIL.Image.MAX_IMAGE_PIXELS."
-        )
+    if isinstance(error, Image.DecompressionBombError):
+        return _too_large(name, "a size that Pillow refuses")
+    if isinstance(error, MemoryError):
+        return _too_large(name, "more pixels than memory has room for")
     if isinstance(error, OSError) and error.strerror:
         return InputError(
             f"{name} cannot be read ({error.strerror}): expected a readable image "
@@ -213,31 +284,64 @@ def _unusable(name, error):
     )
 
 
-def _as_shown(image, name):
+def _too_large(name: str, size: str) -> InputError:
+    return InputError(
+        f"{name} has {size}: expected at most {MOST_PIXELS} pixels and {LONGEST_SIDE} on "
+        "a side, of which the tiles keep far fewer; make it smaller."
+    )
+
+
+def _as_shown(image: Image.Image, name: str) -> Image.Image:
     """`image` in RGB, as a viewer shows it."""
     try:
         image.seek(0)
-        image.load()
     except Exception as error:
         raise _unusable(name, error) from None
+    width, height = image.size
     # Pillow takes LAB for RGB and cannot convert La, premultiplied grey, at all.
     if 0 in image.size or image.mode in ("LAB", "La"):
         raise InputError(
-            f"{name} has {image.width} x {image.height} pixels of mode {image.mode}: "
-            "expected at least one pixel and a mode like RGB; convert it."
+            f"{name} has {width} x {height} pixels of mode {image.mode}: expected at "
+            "least one pixel and a mode like RGB; convert it."
         )
+    if width * height > MOST_PIXELS or max(image.size) > LONGEST_SIDE:
+        raise _too_large(name, f"{width} x {height} pixels")
     try:
-        image = ImageOps.exif_transpose(image)
-    except Exception:  # EXIF that nobody can read turns nothing
-        pass
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        # Some readers give 16-bit files as I; there, values up to 255 stay.
-        wide = image.mode.startswith("I;16") or image.mode == "I" and values.max() > 255
-        values = (values / (257 if wide else 1)).clip(0, 255).round()
-        image = Image.fromarray(values.astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+        image.load()
+        seen = _in_colour(image)
+        seen.getexif()[ExifTags.Base.Orientation] = _orientation(image)
+        ImageOps.exif_transpose(seen, in_place=True)
+    except Exception as error:
+        raise _unusable(name, error) from None
+    return seen
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the picture lies, 1 to 8; EXIF that nobody can read turns nothing."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return value if value in range(1, 9) else 1
+    except Exception:
+        return 1
+
+
+def _in_colour(image: Image.Image) -> Image.Image:
+    """8-bit RGB on white, made a band of rows at a time: what lies between needs room."""
+    # Some readers give 16-bit files as I; there, values up to 255 stay.
+    wide = image.mode.startswith("I;16")
+    wide = wide or image.mode == "I" and np.max(image.getextrema()) > 255
+    seen = Image.new("RGB", image.size)
+    rows = max(1, 2**20 // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        band = image.crop(box)
+        if band.mode.startswith("I") or band.mode == "F":
+            values = np.nan_to_num(np.asarray(band, dtype=np.float64))
+            values = (values / (257 if wide else 1)).clip(0, 255).round()
+            band = Image.fromarray(values.astype(np.uint8))
+        if band.has_transparency_data:
+            band = band.convert("RGBA")
+            white = Image.new("RGBA", band.size, "white")
+            band = Image.alpha_composite(white, band)
+        seen.paste(band.convert("RGB"), box)
+    return seen

@@ -9,8 +9,10 @@ Python.
 import base64
 import codecs
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from mllama_lite.files import (
 )
 
 
-def bpe_merge(word, ranks):
+def bpe_merge(word: bytes, ranks: dict[bytes, int]) -> list[int]:
     """Split one word into tokens by merging neighbours, lowest rank first.
 
     Llama 3 looks a word up whole before it merges: 588 of its tokens cannot be reached
@@ -61,7 +63,7 @@ def bpe_merge(word, ranks):
     return [ranks[part] for part in parts]
 
 
-def train_bpe(words, num_merges):
+def train_bpe(words: Iterable[bytes], num_merges: int) -> dict[bytes, int]:
     """Learn a byte-level BPE vocabulary: the 256 bytes, then the most frequent pairs.
 
     Args:
@@ -78,7 +80,7 @@ def train_bpe(words, num_merges):
     counts = Counter(words)
     parts = {word: [word[i : i + 1] for i in range(len(word))] for word in counts}
     for _ in range(num_merges):
-        pairs = Counter()
+        pairs: Counter[tuple[bytes, bytes]] = Counter()
         for word, count in counts.items():
             for pair in zip(parts[word], parts[word][1:]):
                 pairs[pair] += count
@@ -90,7 +92,7 @@ def train_bpe(words, num_merges):
         merged = best[0] + best[1]
         # Two different pairs can spell the same token; it keeps its first rank.
         ranks.setdefault(merged, len(ranks))
-        for word, symbols in parts.items():
+        for symbols in parts.values():
             i = 0
             while i + 1 < len(symbols):
                 if (symbols[i], symbols[i + 1]) == best:
@@ -138,7 +140,7 @@ FRAMING_TOKENS = (
 )
 
 
-def special_tokens(num_base_tokens):
+def special_tokens(num_base_tokens: int) -> dict[str, int]:
     """Names and ids of the 256 special tokens that follow the merged ones.
 
     Args:
@@ -259,7 +261,7 @@ def read_tokenizer_json(path: Path | str) -> dict[bytes, int]:
     return ranks
 
 
-def printable_bytes():
+def printable_bytes() -> dict[str, int]:
     """GPT-2's table from a printable character to the byte that it stands for."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in printable]
@@ -267,7 +269,7 @@ def printable_bytes():
     return table | {chr(256 + i): byte for i, byte in enumerate(rest)}
 
 
-def _check_ranks(ranks, path):
+def _check_ranks(ranks: dict[bytes, int], path: str | PathLike) -> None:
     """Every byte has a token, and the ranks count up from 0 without a gap."""
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing or sorted(ranks.values()) != list(range(len(ranks))):
@@ -283,7 +285,7 @@ MAX_CHARACTERS = 400_000
 MAX_RUN = 25_000
 
 
-def split_long_text(text):
+def split_long_text(text: str) -> list[str]:
     """Cut a text every 400,000 characters, and inside runs of 25,000 of one kind.
 
     A run is consecutive whitespace, or consecutive characters that are none. Meta's code
@@ -297,7 +299,7 @@ def split_long_text(text):
 
     Source: llama_models/llama3/tokenizer.py, `Tokenizer.encode`.
     """
-    pieces = []
+    pieces: list[str] = []
     for begin in range(0, len(text), MAX_CHARACTERS):
         block = text[begin : begin + MAX_CHARACTERS]
         cuts, position = [0], 0
@@ -339,7 +341,13 @@ class Tokenizer:
     Source: llama_models/llama3/tokenizer.py and chat_format.py.
     """
 
-    def __init__(self, ranks):
+    def __init__(self, ranks: dict[bytes, int]) -> None:
+        if not isinstance(ranks, dict) or not all(type(t) is bytes for t in ranks):
+            raise InputError(
+                f"The ranks are {shown(ranks)}: expected a dict from a token's bytes to "
+                "its rank; read a tokenizer's file with Tokenizer.from_file."
+            )
+        _check_ranks(ranks, "The tokenizer")
         self.special = special_tokens(len(ranks))
         self.vocab_size = len(ranks) + NUM_SPECIAL_TOKENS
         self.image_id = self.vocab_size
@@ -366,7 +374,7 @@ class Tokenizer:
         is_json = path.suffix == ".json"
         return cls((read_tokenizer_json if is_json else read_tokenizer_model)(path))
 
-    def encode(self, text, bos=False, eos=False):
+    def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Token ids of a text. The text never yields a special token.
 
         Args:
@@ -390,7 +398,7 @@ class Tokenizer:
             ids += self._encoding.encode(piece, disallowed_special=())
         return ids + [self.special["<|end_of_text|>"]] if eos else ids
 
-    def decode(self, ids, skip_special=False):
+    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """Text of token ids; bytes that are no UTF-8 become U+FFFD.
 
         Args:
@@ -403,6 +411,11 @@ class Tokenizer:
         Raises:
             InputError: an id is outside the vocabulary.
         """
+        if isinstance(ids, str) or not isinstance(ids, Iterable):
+            raise InputError(
+                f"The ids to decode are {shown(ids)}: expected token ids, one after "
+                "another; put a single one into a list."
+            )
         pieces = (
             self.token_bytes(i)
             for i in ids
@@ -410,26 +423,27 @@ class Tokenizer:
         )
         return b"".join(pieces).decode("utf-8", errors="replace")
 
-    def token_bytes(self, id):
+    def token_bytes(self, id: int) -> bytes:
         """The bytes that one token id stands for.
 
         Raises:
             InputError: the id is outside the vocabulary.
         """
-        if id == self.image_id:
+        whole = hasattr(id, "__index__") and not isinstance(id, bool)
+        if whole and id == self.image_id:
             return b"<|image|>"
-        if not 0 <= id < self.vocab_size:
+        if not whole or not 0 <= id < self.vocab_size:
             raise InputError(
-                f"Token id {id} is not in the vocabulary: expected 0 to "
-                f"{self.vocab_size}; check which tokenizer made it."
+                f"Token id {shown(id)} is not in the vocabulary: expected a whole "
+                f"number from 0 to {self.vocab_size}; check which tokenizer made it."
             )
         return self._encoding.decode_single_token_bytes(id)
 
-    def is_special(self, id):
+    def is_special(self, id: int) -> bool:
         """Whether a token id is one of the special tokens or the model's image token."""
         return id in self._special_ids
 
-    def stream(self, ids):
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Text of token ids as they come, special tokens left out.
 
         A character can be spread over several tokens: its bytes are held back until it
@@ -449,7 +463,9 @@ class Tokenizer:
         if rest := decoder.decode(b"", final=True):
             yield rest
 
-    def encode_message(self, role, content):
+    def encode_message(
+        self, role: str, content: str | list[Any]
+    ) -> tuple[list[int], list[Any]]:
         """One message of a conversation: header, content, end of turn.
 
         Args:
@@ -482,7 +498,9 @@ class Tokenizer:
                     )
         return ids + [self.special["<|eot_id|>"]], images
 
-    def encode_chat(self, messages):
+    def encode_chat(
+        self, messages: Iterable[dict[str, Any]]
+    ) -> tuple[list[int], list[Any]]:
         """A conversation up to the point where the assistant is to answer.
 
         Args:
@@ -509,7 +527,7 @@ class Tokenizer:
             images += new_images
         return ids + self.encode_header("assistant"), images
 
-    def encode_header(self, role):
+    def encode_header(self, role: str) -> list[int]:
         """The token ids that open a message; see `encode_message` for the roles."""
         roles = {
             "system": "system",

@@ -5,10 +5,13 @@ Built in chapter 10, notebooks/10_inference.ipynb.
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from os import PathLike
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
+from PIL import Image
 
 from mllama_lite.checkpoints.hub import find_folder, find_tokenizer
 from mllama_lite.checkpoints.loading import (
@@ -21,8 +24,12 @@ from mllama_lite.devices import find_device, find_dtype
 from mllama_lite.errors import InputError, shown
 from mllama_lite.generation import Sampling, Session, generate
 from mllama_lite.model import Mllama
-from mllama_lite.tiles import image_to_tiles, is_picture_name, open_image
+from mllama_lite.tiles import Tiles, image_to_tiles, is_picture_name, open_image
 from mllama_lite.tokenizer import ImagePart, Tokenizer
+
+
+Ids = Collection[int] | torch.Tensor  # of tokens
+Picture = str | PathLike | bytes | bytearray | BinaryIO | Image.Image
 
 
 class VLM:
@@ -46,7 +53,7 @@ class VLM:
         tokenizer: Tokenizer | None = None,
         report: LoadReport | None = None,
         session: Callable[[Mllama, int, int], Session] = Session,
-    ):
+    ) -> None:
         self.model, self.tokenizer, self.report = model, tokenizer, report
         self.session, self.config = session, model.config
         if tokenizer and tokenizer.vocab_size != self.config.text.vocab_size:
@@ -57,7 +64,11 @@ class VLM:
             )
 
     def ask(
-        self, question: str, images=None, max_new_tokens: int = 256, **sampling
+        self,
+        question: str,
+        images: Picture | Sequence[Picture] | None = None,
+        max_new_tokens: int = 256,
+        **sampling: Any,
     ) -> str:
         """Ask about one image, several, or none, and wait for the answer.
 
@@ -79,7 +90,11 @@ class VLM:
         return "".join(self.stream(question, images, max_new_tokens, **sampling))
 
     def stream(
-        self, question: str, images=None, max_new_tokens: int = 256, **sampling
+        self,
+        question: str,
+        images: Picture | Sequence[Picture] | None = None,
+        max_new_tokens: int = 256,
+        **sampling: Any,
     ) -> Iterator[str]:
         """As `ask`, but yields the answer in pieces as it is written.
 
@@ -100,7 +115,7 @@ class VLM:
         return Conversation(self, system)
 
     @torch.no_grad()
-    def logits(self, tokens, images=()) -> torch.Tensor:
+    def logits(self, tokens: Ids, images: Sequence[Image.Image] = ()) -> torch.Tensor:
         """What the model expects after every token of a given text.
 
         Args:
@@ -119,7 +134,14 @@ class VLM:
         device_tokens = torch.tensor([row], device=self.model.device)  # [1, T]
         return self.model(device_tokens, vision=vision)[0]
 
-    def generate(self, tokens, images=(), max_new_tokens=64, stop_ids=None, **sampling):
+    def generate(
+        self,
+        tokens: Ids,
+        images: Sequence[Image.Image] = (),
+        max_new_tokens: int = 64,
+        stop_ids: Ids | None = None,
+        **sampling: Any,
+    ) -> list[int]:
         """Token ids in, new token ids out.
 
         Args:
@@ -139,8 +161,13 @@ class VLM:
         )[0]
 
     def generate_batch(
-        self, rows, images, max_new_tokens=64, stop_ids=None, **sampling
-    ):
+        self,
+        rows: Sequence[Ids],
+        images: Sequence[Sequence[Image.Image]],
+        max_new_tokens: int = 64,
+        stop_ids: Ids | None = None,
+        **sampling: Any,
+    ) -> list[list[int]]:
         """`generate` for several prompts at once: any lengths, with or without images.
 
         Args:
@@ -167,41 +194,47 @@ class VLM:
         return results
 
     @property
-    def _image_id(self):
+    def _image_id(self) -> int:
         return self.config.image_token_index
 
     @property
-    def _stop_ids(self):
+    def _stop_ids(self) -> Collection[int]:
         return self.tokenizer.stop_ids if self.tokenizer else self.config.eos_token_ids
 
-    def _prepared(self, rows, images, max_new_tokens):
+    def _prepared(
+        self,
+        rows: Sequence[Ids],
+        images: Sequence[Sequence[Image.Image]],
+        max_new_tokens: int,
+    ) -> tuple[list[list[int]], list[list[Tiles]]]:
         """Check rows of ids and PIL images, and cut the images into tiles."""
         if len(rows) != len(images):
             raise InputError(
                 f"There are {len(rows)} rows of tokens and {len(images)} of images: "
                 "expected as many; give rows without images an empty list."
             )
-        for row in images:
-            if not isinstance(row, (list, tuple)):
+        for one in images:
+            if not isinstance(one, (list, tuple)):
                 raise InputError(
-                    f"Images are a {type(row).__name__}: expected a list, one image "
+                    f"Images are a {type(one).__name__}: expected a list, one image "
                     "for each image token; put a single one into a list."
                 )
-        rows = [_as_ids(row) for row in rows]
-        for row, row_images in zip(rows, images):
+        checked = [_as_ids(row) for row in rows]
+        for row, row_images in zip(checked, images):
             self._check(row, len(row_images), max_new_tokens)
-        return rows, [[self._tiles(image) for image in row] for row in images]
+        return checked, [[self._tiles(image) for image in one] for one in images]
 
-    def _tiles(self, image):
+    def _tiles(self, image: Image.Image) -> Tiles:
         if not hasattr(image, "convert"):
             raise InputError(
                 f"An image is a {type(image).__name__}: expected a PIL image; open it "
                 "with mllama_lite.open_image."
             )
         vision = self.config.vision
+        assert vision is not None  # else `_check` refused the image
         return image_to_tiles(image, vision.image_size, vision.max_num_tiles)
 
-    def _check(self, row, num_images, max_new_tokens):
+    def _check(self, row: list[int], num_images: int, max_new_tokens: int) -> None:
         """Whether a row of ids can be run with so many images."""
         text = self.config.text
         if num_images and self.config.vision is None:
@@ -231,7 +264,7 @@ class VLM:
             )
 
 
-def _as_ids(row):
+def _as_ids(row: Ids) -> list[int]:
     """A row of token ids as a list of ints."""
     row = row.tolist() if isinstance(row, torch.Tensor) else row
     row = list(row) if isinstance(row, (tuple, set, frozenset)) else row
@@ -243,7 +276,9 @@ def _as_ids(row):
     return row
 
 
-def _settings(max_new_tokens, sampling, fewest=1):
+def _settings(
+    max_new_tokens: int, sampling: dict[str, Any], fewest: int = 1
+) -> Sampling:
     """Sampling from keyword arguments; the length of the answer is checked as well."""
     if type(max_new_tokens) is not int or max_new_tokens < fewest:
         raise InputError(
@@ -259,7 +294,7 @@ def _settings(max_new_tokens, sampling, fewest=1):
     return Sampling(**sampling)
 
 
-def _check_question(question):
+def _check_question(question: str) -> None:
     """Text is asked first; pictures, or the name of one, are not what was meant."""
     example = "ask('What is this?', 'photo.jpg')"
     if not isinstance(question, str):
@@ -295,7 +330,7 @@ class Conversation:
         InputError: the model has no tokenizer.
     """
 
-    def __init__(self, vlm: VLM, system: str | None = None):
+    def __init__(self, vlm: VLM, system: str | None = None) -> None:
         if vlm.tokenizer is None:
             raise InputError(
                 "The model's folder has no tokenizer: expected tokenizer.model or "
@@ -306,18 +341,27 @@ class Conversation:
         self.tokens = [self.tokenizer.bos_id]
         if system is not None:
             self.tokens += self.tokenizer.encode_message("system", system)[0]
-        self.tiles = []
-        self._session = None
-        self._writing = lambda: None  # the answer that is being written, or None
+        self.tiles: list[Tiles] = []
+        self._session: Session | None = None
+        # The answer that is being written, or None.
+        self._writing: Callable[[], Generator | None] = lambda: None
 
     def ask(
-        self, question: str, images=None, max_new_tokens: int = 256, **sampling
+        self,
+        question: str,
+        images: Picture | Sequence[Picture] | None = None,
+        max_new_tokens: int = 256,
+        **sampling: Any,
     ) -> str:
         """One turn; see `VLM.ask`."""
         return "".join(self.stream(question, images, max_new_tokens, **sampling))
 
     def stream(
-        self, question: str, images=None, max_new_tokens: int = 256, **sampling
+        self,
+        question: str,
+        images: Picture | Sequence[Picture] | None = None,
+        max_new_tokens: int = 256,
+        **sampling: Any,
     ) -> Iterator[str]:
         """One turn, in pieces; see `VLM.stream`.
 
@@ -326,25 +370,32 @@ class Conversation:
         refused ends nothing.
         """
         _check_question(question)
-        if not isinstance(images, (list, tuple)):
-            images = [] if images is None else [images]
+        given: list[Any] = [] if images is None else [images]
+        if isinstance(images, (list, tuple)):
+            given = list(images)
         settings = _settings(max_new_tokens, sampling)
         turn, _ = self.tokenizer.encode_message(
-            "user", [*map(ImagePart, images), question]
+            "user", [*map(ImagePart, given), question]
         )
         header = self.tokenizer.encode_header("assistant")
         earlier = self._writing()
         end = [] if earlier is None else self._end()
         prompt = self.tokens + end + turn + header
-        self.vlm._check(prompt, len(self.tiles) + len(images), max_new_tokens)
-        tiles = self.tiles + [self.vlm._tiles(open_image(image)) for image in images]
+        self.vlm._check(prompt, len(self.tiles) + len(given), max_new_tokens)
+        tiles = self.tiles + [self.vlm._tiles(open_image(image)) for image in given]
         if earlier is not None:
             earlier.close()
         answer = self._answer(prompt, tiles, max_new_tokens, settings)
         self._writing = weakref.ref(answer)  # a dropped answer frees its memory at once
         return answer
 
-    def _answer(self, prompt, tiles, max_new_tokens, settings):
+    def _answer(
+        self,
+        prompt: list[int],
+        tiles: list[Tiles],
+        max_new_tokens: int,
+        settings: Sampling,
+    ) -> Generator[str, None, None]:
         """Stream an answer; what was written is kept, also when it is cut off."""
         model, stops = self.vlm.model, self.tokenizer.stop_ids
         if self._session is None:
@@ -364,19 +415,20 @@ class Conversation:
         finally:
             self.tokens += self._end()
 
-    def _end(self):
+    def _end(self) -> list[int]:
         """The token that ends the last turn, in a list that is empty if it has one."""
         ended = self.tokens[-1] in self.tokenizer.stop_ids
         return [] if ended else [self.tokenizer.special["<|eot_id|>"]]
 
-    def _written(self, steps):
+    def _written(self, steps: Iterator[list[int | None]]) -> Iterator[int]:
         for (id,) in steps:
+            assert id is not None  # a single row is never finished before the others
             self.tokens.append(id)
             yield id
 
 
 def load(
-    model: str | PathLike | Checkpoint | None = None,
+    model: str | Path | Checkpoint | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -398,8 +450,9 @@ def load(
         InputError: see `download`, `load_model`; a device or dtype that isn't there.
     """
     device, dtype = find_device(device), find_dtype(dtype)
-    checkpoint = model
-    if not isinstance(checkpoint, Checkpoint):
+    if isinstance(model, Checkpoint):
+        checkpoint = model
+    else:
         checkpoint = open_checkpoint(find_folder(model))
     tokenizer = find_tokenizer(checkpoint.folder)
     loaded, report = load_model(checkpoint, device, dtype, progress)

@@ -21,26 +21,29 @@ from mllama_lite.model import Mllama, MllamaConfig
 from mllama_lite.rope import RopeScaling
 
 
-def declare_torchvision_operators():
-    """Let torchvision be imported where its compiled operators do not fit torch's build.
+def import_torchvision():
+    """Import torchvision, also where its compiled operators do not fit torch's build.
 
-    Beside a CPU build of torch they may be missing, and then neither Meta's code nor
-    transformers can be imported. Both only resize images with it, which needs none of
-    them, so it is enough that they are declared.
+    Beside a CPU build of torch they may be missing; then it cannot be imported, and neither
+    can Meta's code and transformers. Both only resize images with it, which needs none of
+    the operators, so it is enough that those it asks for are declared. Where they load,
+    nothing is declared: a second declaration would end the process.
     """
-    for signature in (
-        "nms(Tensor a, Tensor b, float c) -> Tensor",
-        "roi_align() -> ()",
-        "qnms() -> ()",
-    ):
-        with contextlib.suppress(RuntimeError):
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            library.define(signature)
-            _declared.append(library)
+    try:
+        import torchvision
+    except RuntimeError as error:
+        if "operator torchvision::" not in str(error):
+            raise
+        for name in ("nms", "qnms", "roi_align"):
+            if not hasattr(torch.ops.torchvision, name):
+                library = torch.library.Library("torchvision", "FRAGMENT")
+                library.define(f"{name}() -> ()")
+                _declared.append(library)
+        import torchvision  # noqa: F401
 
 
 _declared = []  # torch forgets the operators of a library that is garbage-collected
-declare_torchvision_operators()
+import_torchvision()
 
 
 def start_meta():
@@ -409,11 +412,12 @@ def hub_logits(model, row, images):
     Returns:
         fp32 [T, W].
     """
-    from mllama_lite.tiles import image_to_tiles
     from transformers.models.mllama.processing_mllama import (
         convert_sparse_cross_attention_mask_to_dense,
         get_cross_attention_token_mask,
     )
+
+    from mllama_lite.tiles import image_to_tiles
 
     tokens = torch.tensor([row])
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}

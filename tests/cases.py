@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 
 import reference
-from mllama_lite.cross_attention import visible_ranges
 from mllama_lite.tiles import canvases, image_to_tiles
 
 
@@ -76,7 +75,5 @@ def batch_logits(model, rows, images):
     """Our logits for all tokens of a batch, [B, T, W]; short rows are padded with 0."""
     length = max(map(len, rows))
     tokens = torch.tensor([row + [0] * (length - len(row)) for row in rows])
-    memory = model.vision_cache(tiles_of(model.config, images))
-    ranges = [visible_ranges(row, model.config.image_token_index) for row in rows]
-    vision = memory and memory.context(ranges, [0] * len(rows), length)
+    vision = model.vision_context(rows, tiles_of(model.config, images))
     return model(tokens, vision=vision)

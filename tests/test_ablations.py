@@ -1,16 +1,12 @@
 """The variants of benchmarks/ablations.py: each trains, goes on, and answers."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import ablations
-
 from mllama_lite.small_model.evaluation import answers, held_out
 from mllama_lite.small_model.training import Plan, draw_batch, project
 from mllama_lite.tiles import Tiles, canvases

@@ -14,22 +14,25 @@ from safetensors.torch import load_file, save_file
 import cases
 import reference
 from mllama_lite.checkpoints import loading
+from mllama_lite.checkpoints.configs import (
+    config_from_hub,
+    config_from_meta,
+    config_to_hub,
+)
 from mllama_lite.checkpoints.loading import (
     load_model,
     open_checkpoint,
     read_config,
     save_model,
 )
+from mllama_lite.checkpoints.names import meta_conversions, old_hub_name
+from mllama_lite.checkpoints.tensor_files import read_pth_index, read_safetensors_header
 from mllama_lite.decoder import TextConfig
 from mllama_lite.errors import InputError
-from mllama_lite.vlm import VLM, load
-from mllama_lite.checkpoints.configs import config_from_meta, config_to_hub
-from mllama_lite.checkpoints.names import meta_conversions, old_hub_name
 from mllama_lite.local_vision import VisionConfig
-from mllama_lite.checkpoints.configs import config_from_hub
 from mllama_lite.model import MllamaConfig, empty_model
 from mllama_lite.rope import RopeScaling
-from mllama_lite.checkpoints.tensor_files import read_pth_index, read_safetensors_header
+from mllama_lite.vlm import VLM, load
 
 CONFIG_90B = MllamaConfig(
     TextConfig(
@@ -118,8 +121,8 @@ def test_full_size_names_and_shapes(config, total, proof):
 def test_full_size_meta_layout(side, total, proof):
     """Every name and shape of Meta's own module at 11B, on the meta device."""
     reference.start_meta()
-    from llama_models.llama3.multimodal.model import CrossAttentionTransformer
     from llama_models.llama3.args import ModelArgs
+    from llama_models.llama3.multimodal.model import CrossAttentionTransformer
 
     params = {
         "dim": 4096,
@@ -316,7 +319,8 @@ def test_text_only_llama(tmp_path, tied, factor, proof):
 MEASURE = """
 import re, sys, torch
 from mllama_lite.checkpoints.loading import load_model, open_checkpoint
-status = lambda name: int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+said = lambda: open("/proc/self/status").read()
+status = lambda name: int(re.search(name + r":\\s+(\\d+)", said())[1]) * 1024
 opened = open_checkpoint(sys.argv[1])
 open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
 before = status("VmRSS")

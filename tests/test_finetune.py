@@ -27,9 +27,16 @@ from PIL import Image
 
 from mllama_lite import InputError, cli
 from mllama_lite.adapters import data as samples
+from mllama_lite.adapters.data import (
+    answer_logits,
+    encode_sample,
+    hold_out,
+    indices_of_step,
+    make_batch,
+    read_samples,
+)
+from mllama_lite.adapters.lora import add_adapter, lora_layers, remove_adapters
 from mllama_lite.adapters.peft_files import load_adapter
-from mllama_lite.cross_attention import VisionCache
-from mllama_lite.decoder import TextConfig
 from mllama_lite.adapters.training import (
     COLUMNS,
     Processes,
@@ -41,19 +48,12 @@ from mllama_lite.adapters.training import (
     training_dtype,
 )
 from mllama_lite.checkpoints.hub import find_folder, find_tokenizer
-from mllama_lite.vlm import VLM, load
+from mllama_lite.cross_attention import VisionCache
+from mllama_lite.decoder import TextConfig
 from mllama_lite.local_vision import VisionConfig
-from mllama_lite.adapters.lora import add_adapter, lora_layers, remove_adapters
 from mllama_lite.model import Mllama, MllamaConfig
-from mllama_lite.adapters.data import (
-    answer_logits,
-    encode_sample,
-    hold_out,
-    indices_of_step,
-    make_batch,
-    read_samples,
-)
 from mllama_lite.tokenizer import ImagePart
+from mllama_lite.vlm import VLM, load
 
 module = sys.modules["mllama_lite.adapters.training"]
 TOKENIZER = find_tokenizer(find_folder())
@@ -222,10 +222,10 @@ def test_labels_are_the_answers_and_their_ends(data):
             assert sample.tokens[: len(prompt)] == prompt
 
 
-def test_a_padded_mixed_batch_is_the_mean_of_its_rows(data):
+def test_a_padded_mixed_batch_is_the_mean_of_its_rows(data, proof):
     """Rows alone through `VLM.logits`, the way that answers."""
     vlm = adapted()
-    rows, total, count = read(data, vlm), 0.0, 0
+    rows, total, count, alone = read(data, vlm), 0.0, 0, []
     batch = make_batch(rows, TOKENIZER, vlm.config)
     assert {len(images) for images in batch.images} == {0, 1, 2, 3}
     assert {one.num_tiles for row in batch.images for one in row} == {1, 2, 3, 4}
@@ -237,24 +237,39 @@ def test_a_padded_mixed_batch_is_the_mean_of_its_rows(data):
         assert labels.tolist() == row.labels + [-100] * (len(tokens) - n)
         logits = vlm.logits(row.tokens, [samples.open_image(p) for p in row.images])
         wanted = torch.tensor(row.labels)
+        alone.append(logits[wanted >= 0])
         total += F.cross_entropy(logits, wanted, reduction="sum").item()
         count += (wanted >= 0).sum().item()
     with torch.no_grad():
-        loss = F.cross_entropy(*answer_logits(vlm.model, batch)).item()
+        together, labels = answer_logits(vlm.model, batch)
+        loss = F.cross_entropy(together, labels).item()
     assert abs(loss - total / count) < 1e-5
+    proof(
+        "Logits of the answers in a padded batch",
+        "row by row, as one answers",
+        "8 rows, 0 to 3 images of 1 to 4 tiles",
+        (together - torch.cat(alone)).abs().max().item(),
+        2e-5,
+    )
     with torch.no_grad():  # and the images matter
         batch.images[0], batch.images[6] = batch.images[6], batch.images[0]
         other = F.cross_entropy(*answer_logits(vlm.model, batch)).item()
     assert abs(other - loss) > 1e-4
 
 
-def test_gradients_reach_everything_that_is_adapted(data):
+def test_gradients_reach_everything_that_is_adapted(data, proof):
     """Of a batch of images with 1 to 4 tiles, and they are those of its rows alone."""
     vlm = adapted()
     rows = read(data, vlm)
     whole = gradients(vlm, [make_batch(rows, TOKENIZER, vlm.config)])
     single = gradients(vlm, [make_batch([r], TOKENIZER, vlm.config) for r in rows])
-    assert apart(whole, single) < 1e-5
+    proof(
+        "Gradients of a padded batch (relative)",
+        "the sum over its rows",
+        "8 rows, adapters at all layers",
+        apart(whole, single),
+        1e-5,
+    )
     assert all(gradient.abs().max() > 0 for gradient in whole.values())
     for part in ("vision_model.transformer", "global_transformer", "projector"):
         assert any(part in name for name in whole)
@@ -385,7 +400,7 @@ def test_every_bad_line_is_listed_before_anything_is_trained(tmp_path):
     (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:200])
     with pytest.raises(InputError) as caught:
         finetune(vlm, folder, tmp_path / "out", report=None)
-    told = str(caught.value).split("\n  ")
+    told = caught.value.args
     assert f"has bad lines, {len(BAD)} of them" in told[0]
     wanted = [(i + 3, says) for i, (_, *every) in enumerate(BAD) for says in every]
     for number, says in wanted:
@@ -396,13 +411,17 @@ def test_every_bad_line_is_listed_before_anything_is_trained(tmp_path):
     assert (
         not lora_layers(vlm.model) and not (tmp_path / "out" / "metrics.csv").exists()
     )
+    # What is shown of them fits on a screen.
+    assert str(caught.value).count("\n") == 21
+    assert str(caught.value).endswith(f"and {len(told) - 21} more")
     reports = []
     learned, _ = read_samples(
         folder, TOKENIZER, vlm.config, skip_bad=True, report=reports.append
     )
     where = [int(sample.where.split()[-1]) for sample in learned]
     assert where == [1, len(BAD) + 3]
-    assert len(reports) == 1 and reports[0].split("\n  ")[1:] == told[1:]
+    assert len(reports) == 1
+    assert reports[0].split("\n")[1:] == str(caught.value).split("\n")[1:]
 
 
 def test_data_that_holds_no_samples(tmp_path):
@@ -435,13 +454,20 @@ def step_gradients(data, recipe, vlm=None):
     return found, trainer.history[0]["loss"]
 
 
-def test_accumulation_is_the_big_batch(data):
+def test_accumulation_is_the_big_batch(data, proof):
     """Also where answers have different lengths, and the mean of means is another."""
-    want, loss = step_gradients(data, Recipe(batch=8))
+    (want, loss), worst = step_gradients(data, Recipe(batch=8)), 0.0
     for batch, accumulate in ((4, 2), (2, 4), (1, 8)):
         recipe = Recipe(batch=batch, accumulate=accumulate)
         got, got_loss = step_gradients(data, recipe)
-        assert apart(got, want) < 1e-5 and abs(got_loss - loss) < 1e-5
+        worst = max(worst, apart(got, want), abs(got_loss - loss))
+    proof(
+        "Gradients and loss, a step in several batches (relative)",
+        "in one",
+        "8 samples in 2, 4 and 8 batches",
+        worst,
+        1e-5,
+    )
     vlm = adapted()
     rows = [make_batch([r], TOKENIZER, vlm.config) for r in read(data, vlm)]
     count = sum((row.labels >= 0).sum().item() for row in rows)
@@ -450,7 +476,7 @@ def test_accumulation_is_the_big_batch(data):
     assert abs(np.mean(losses) - loss) > 1e-2
 
 
-def test_checkpointing_changes_nothing(data):
+def test_checkpointing_changes_nothing(data, proof):
     """Not one bit, with dropout and images, although every layer runs twice."""
     for dropout in (0.0, 0.3):
         recipe, calls = Recipe(batch=8), []
@@ -472,6 +498,13 @@ def test_checkpointing_changes_nothing(data):
             # Once forward and once again, and a vision layer so for each tile count.
             assert calls.count(id(layer.input_layernorm)) in (2, 8)
             assert "forward" not in vars(layer)
+    proof(
+        "Gradients with activation checkpointing",
+        "without, to the bit",
+        "8 samples, with dropout and without",
+        0,
+        0,
+    )
 
 
 def test_dropout_is_a_function_of_seed_and_step(data):
@@ -521,7 +554,7 @@ def test_what_is_measured_is_what_would_be_written(pictures, tmp_path):
         for k, question in enumerate(("How many things?", "What is in the picture?")):
             messages.append({"role": "user", "content": question})
             shown = [{**m} for m in messages]
-            shown[0]["content"] = [image, shown[0]["content"]]
+            shown[0]["content"] = [ImagePart(image), shown[0]["content"]]
             prompt, images = TOKENIZER.encode_chat(shown)
             written = vlm.generate(prompt, images, 20, [end])
             answer = changes[(i + k) % 4](TOKENIZER.decode(written, skip_special=True))
@@ -650,7 +683,8 @@ def test_metrics_are_for_pandas_and_the_loss_for_the_eye(data, tmp_path):
 
     recipe = replace(SHORT, steps=None, epochs=3, warmup=0.0)
     finetune(tiny(), data, tmp_path / "out", recipe, report=None)
-    table = pandas.read_csv(tmp_path / "out" / "metrics.csv")
+    exact = {"float_precision": "round_trip"}  # the default may be off by a bit
+    table = pandas.read_csv(tmp_path / "out" / "metrics.csv", **exact)
     assert tuple(table.columns) == COLUMNS and table.step.tolist() == list(range(8))
     assert table.epoch.tolist() == [*(3 * i / 7 for i in range(7)), 3.0]
     measured = table.held_out_loss.notna().tolist()  # before, after each epoch, last
@@ -697,7 +731,7 @@ def test_only_the_same_training_goes_on(data, tmp_path, no_matplotlib):
     assert now == before
     (out / "training.pt").unlink()
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    refused("holds an adapter without the state")
+    refused("holds adapter_config.json, .* expected an empty folder, or one with the ")
     with pytest.raises(InputError, match="is a file"):
         finetune(tiny(), data, out / "metrics.csv", SHORT)
     with pytest.raises(InputError, match="save_every is 0"):
@@ -724,7 +758,7 @@ def test_a_damaged_state_is_one_clear_error(data, tmp_path, no_matplotlib):
             for path in out.iterdir():
                 assert path.name == state.name or path.read_bytes() == before[path.name]
         except InputError as error:
-            says = r"training.pt cannot be read \(\w+\): expected .*delete it to begin"
+            says = r"training.pt cannot be read \([\w ]+\): expected .*delete it to beg"
             assert re.search(says, str(error))
             noticed += 1
     assert noticed >= 15
@@ -740,7 +774,7 @@ def test_a_loss_that_is_no_number_ends_it(data, tmp_path):
         vlm.model.language_model.lm_head.weight[0, 0] = math.nan
     with pytest.raises(InputError, match="The loss of step 1 is nan: expected a num"):
         finetune(vlm, data, tmp_path / "out", SHORT, report=None)
-    assert not (tmp_path / "out" / "training.pt").exists()
+    assert torch.load(tmp_path / "out" / "training.pt")["step"] == 0
 
 
 def test_several_processes_need_accelerate(monkeypatch):
@@ -756,7 +790,7 @@ def test_several_processes_need_accelerate(monkeypatch):
 def helper(task, folder):
     """Run one of the functions below in a new process; returns what it reports."""
     command = [sys.executable, __file__, task, str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -769,6 +803,7 @@ def same_training(out, want):
     assert (out / name).read_bytes() == (want / name).read_bytes()
     states = [torch.load(f / "training.pt", weights_only=True) for f in (out, want)]
     for state in states:
+        del state["checksum"]  # of the seconds too
         for row in state["history"]:
             del row["seconds"]
     assert same(*states)
@@ -784,25 +819,41 @@ def same(a, b):
     return a == b
 
 
-def test_killed_at_random_moments_it_is_as_if_it_had_not_been(data, tmp_path):
+def test_killed_at_random_moments_it_is_as_if_it_had_not_been(data, tmp_path, proof):
     report = helper("kills", tmp_path)
     assert report["kills"] >= 20 and report["resumed"] >= 10
     # Between what a kill left in metrics.csv and the state lie fewer steps than a save.
     assert max(report["lost"]) <= 3 and len(set(report["lost"])) > 1
     same_training(tmp_path / "killed", tmp_path / "whole")
+    proof(
+        "Fine-tuning killed at random and gone on with",
+        "one left alone, to the bit",
+        "60 steps, 20 kills or more",
+        0,
+        0,
+    )
 
 
-def test_killed_at_the_worst_moments(data, tmp_path):
+def test_killed_at_the_worst_moments(data, tmp_path, proof):
     """While the state is written, before and after its renaming, between two rows."""
-    for name in helper("moments", tmp_path)["moments"]:
+    moments = helper("moments", tmp_path)["moments"]
+    for name in moments:
         same_training(tmp_path / name, tmp_path / "whole")
+    proof(
+        "Fine-tuning killed while it writes and gone on with",
+        "one left alone, to the bit",
+        f"{len(moments)} moments",
+        0,
+        0,
+    )
 
 
-def test_two_and_three_processes_learn_what_one_does(data, tmp_path):
+@pytest.mark.witness
+def test_two_and_three_processes_learn_what_one_does(data, tmp_path, proof):
     """As torchrun starts them, with gloo; the steps have samples that don't divide."""
     report = helper("together", tmp_path)
     assert report["counts"] == [2, 3, 9]
-    alone = metrics(tmp_path / "1")
+    alone, worst = metrics(tmp_path / "1"), 0.0
     for count in report["counts"]:
         rows = metrics(tmp_path / str(count))
         assert len(rows) == len(alone) == 9
@@ -816,7 +867,15 @@ def test_two_and_three_processes_learn_what_one_does(data, tmp_path):
         sample = read(data, vlms[0])[1]
         images = [samples.open_image(path) for path in sample.images]
         base, want, got = (vlm.logits(sample.tokens, images) for vlm in vlms)
-        assert (got - want).abs().max() < 1e-3 * (want - base).abs().max()
+        share = (got - want).abs().max() / (want - base).abs().max()
+        worst = max(worst, share.item())
+    proof(
+        "Fine-tuning in several processes, what it changes in the logits (relative)",
+        "one process",
+        "2, 3 and 9 processes, 9 steps",
+        worst,
+        1e-3,
+    )
 
 
 # The command line, with the model that ships
@@ -872,6 +931,7 @@ def test_the_command_line_from_pictures_to_an_answer(trained, pictures, capsys):
     assert "was begun with" in capsys.readouterr().err
 
 
+@pytest.mark.witness
 def test_accelerate_launches_the_same_command(trained, pictures, tmp_path):
     options = "--steps 12 --batch 2 --lr 5e-3 --rank 4 --seed 3 --device cpu"
     launch = "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1"

@@ -2,16 +2,14 @@
 
 import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import finetuning
 
 
-def test_a_line_of_the_smallest_size(tmp_path, capsys, monkeypatch):
+@pytest.mark.witness
+def test_a_line_of_the_smallest_size(tmp_path, capsys, monkeypatch, proof):
     known, run = {}, finetuning.run
 
     def fewer(library, folder, settings, **environment):
@@ -30,8 +28,14 @@ def test_a_line_of_the_smallest_size(tmp_path, capsys, monkeypatch):
     assert other == {"size": "11b"} and line["size"] == "3m"
     mine, theirs = line["trained"]
     assert mine == theirs > 0
-    for name, limit in finetuning.LIMITS.items():
-        assert line["differences"][name] <= limit
+    assert line["differences"]["losses"] <= finetuning.LIMITS["losses"]
+    proof(
+        "Lengths of the gradients of a training (relative)",
+        "PEFT on transformers, corrected",
+        "2 steps on 4 rows of 1 to 4 tiles",
+        line["differences"]["norms"],
+        finetuning.LIMITS["norms"],
+    )
     loss, _, corrected = line["first_loss"]
     assert abs(loss - corrected) <= finetuning.LIMITS["losses"] * loss
     for name in ("seconds", "cpu_seconds", "bytes"):

@@ -1,6 +1,7 @@
 """Generating, sampling, conversations, and what `ask` refuses; end to end on both layouts."""
 
 import shutil
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ import cases
 import random_checkpoint
 import reference
 from mllama_lite import InputError, Sampling, load
-from mllama_lite.generation import Session, probabilities
-from mllama_lite.vlm import VLM
+from mllama_lite.generation import Sampler, Session, generate, probabilities
 from mllama_lite.tokenizer import ImagePart, Tokenizer
+from mllama_lite.vlm import VLM
 
 PHOTO = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
 
@@ -79,6 +80,7 @@ def test_generate_is_the_greedy_path_of_logits(small):
     rows, images = cases.batch(0, config)
     for row, own in zip(rows, images):
         new = vlm.generate(row, own, max_new_tokens=8, stop_ids=())
+        assert len(new) == 8
         for i, token in enumerate(new):
             assert vlm.logits(row + new[:i], own)[-1].argmax().item() == token
 
@@ -125,7 +127,7 @@ def test_batches_equal_single_rows(small):
     config, vlm = small
     rows, images = cases.batch(5, config, num_rows=6)
     together = vlm.generate_batch(rows, images, max_new_tokens=9, stop_ids=())
-    for row, own, got in zip(rows, images, together):
+    for row, own, got in zip(rows, images, together, strict=True):
         assert vlm.generate(row, own, max_new_tokens=9, stop_ids=()) == got
 
 
@@ -135,7 +137,7 @@ def test_rows_stop_on_their_own(small):
     free = vlm.generate_batch(rows, images, max_new_tokens=9, stop_ids=())
     stop = free[1][2]
     stopped = vlm.generate_batch(rows, images, max_new_tokens=9, stop_ids={stop})
-    for want, got in zip(free, stopped):
+    for want, got in zip(free, stopped, strict=True):
         end = want.index(stop) + 1 if stop in want else 9
         assert got == want[:end]
     assert vlm.generate(rows[0], images[0], max_new_tokens=0) == []
@@ -196,17 +198,21 @@ def test_conversation_reuses_its_caches(vlm, monkeypatch):
 
 
 def test_conversation_that_is_cut_off_goes_on(vlm):
+    """What is kept are the tokens that were read, and the next turn continues from them."""
     chat = vlm.conversation()
     stream = chat.stream("Tell me.", PHOTO, max_new_tokens=20)
     first = next(stream)
     stream.close()
-    assert chat.tokens[-1] == vlm.tokenizer.special["<|eot_id|>"]
-    assert first and chat.ask("Go on.", max_new_tokens=5)
-    fresh = vlm.logits(chat.tokens, [Image.open(PHOTO)])
-    session = Session(vlm.model, 1, len(chat.tokens))
+    end = vlm.tokenizer.special["<|eot_id|>"]
+    assert first and chat.tokens[-1] == end and chat.tokens.count(end) == 2
+    cut = list(chat.tokens)
+    assert chat.ask("Go on.", max_new_tokens=5)
+    assert chat.tokens[: len(cut)] == cut and len(chat.tokens) > len(cut)
+    cached = chat._session.lengths[0]
     with torch.inference_mode():
-        session.extend([chat.tokens], [chat.tiles])
-    assert fresh.shape == (len(chat.tokens), 128256)
+        got = chat._session.step(torch.tensor([chat.tokens[cached]]))[0]
+    fresh = vlm.logits(chat.tokens[: cached + 1], [Image.open(PHOTO)])[-1]
+    assert (got - fresh).abs().max() < 2e-5
 
 
 def test_a_new_question_ends_the_answer_before(vlm):
@@ -227,18 +233,23 @@ def test_a_new_question_ends_the_answer_before(vlm):
     assert (follow - fresh).abs().max() < 2e-5
 
 
-def test_sessions_that_outgrow_their_cache(small):
+@pytest.mark.parametrize("static", [False, True])
+def test_sessions_that_outgrow_their_cache(small, static):
+    """Room for 2 tokens at first, or just for the prompt: every step is that of room for 40."""
     config, vlm = small
     rows, images = cases.batch(5, config)
     tiles = cases.tiles_of(config, images)
+    longest = max(map(len, rows))
     roomy = Session(vlm.model, 4, 40)
-    for tight in (Session(vlm.model, 4, 2), Session(vlm.model, 4, 2, static=True)):
-        a = tight.extend(rows, tiles)
-        b = roomy.extend(rows, tiles) if roomy.lengths[0] == 0 else None
-        assert b is None or (a - b).abs().max() < 2e-5
-    want = [roomy.step(torch.tensor([1, 2, 3, i])) for i in range(5)]
-    got = [tight.step(torch.tensor([1, 2, 3, i])) for i in range(5)]
-    assert max((a - b).abs().max().item() for a, b in zip(got, want)) < 2e-5
+    want = [roomy.extend(rows, tiles)]
+    want += [roomy.step(torch.tensor([1, 2, 3, i])) for i in range(5)]
+    for capacity in (2, longest):
+        tight = Session(vlm.model, 4, capacity, static)
+        got = [tight.extend(rows, tiles)]
+        assert tight.cache.capacity == longest
+        got += [tight.step(torch.tensor([1, 2, 3, i])) for i in range(5)]
+        assert tight.cache.capacity == tight.cache.length == longest + 5
+        assert (torch.stack(got) - torch.stack(want)).abs().max() < 2e-5
 
 
 def test_sessions_refuse_what_they_cannot_do(small):
@@ -284,10 +295,93 @@ def test_seeds(vlm):
     assert len({ask(None) for _ in range(5)}) > 1
 
 
+def test_samplers_without_a_seed_draw_each_their_own():
+    logits = torch.zeros(200, 50)
+    seeds = (None, None, 0, 0, 1)
+    a, b, c, d, e = (
+        Sampler(Sampling(1.0, seed=s), "cpu")(logits).tolist() for s in seeds
+    )
+    assert c == d and len({tuple(draws) for draws in (a, b, c, e)}) == 4
+    again = Sampler(Sampling(1.0, seed=0), "cpu")
+    assert again(logits).tolist() == c and again(logits).tolist() != c
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_refused(temperature):
+    """In any row; a token that is impossible, at minus infinity, is allowed."""
+    sampler = Sampler(Sampling(temperature), "cpu")
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(InputError, match="logits are not finite"):
+            sampler(torch.tensor([[1.0, 2.0], [bad, 0.0]]))
+    assert sampler(torch.tensor([[-torch.inf, 2.0], [0.0, -torch.inf]])).tolist() == [
+        1,
+        0,
+    ]
+
+
+def test_settings_at_their_limits():
+    for name, fits, fails in (
+        ("temperature", [0, 0.5, 1e9], [-1e-9, float("inf"), True, "1", None]),
+        ("top_k", [0, 1, 10**9], [-1, 1.0, False, None]),
+        ("top_p", [1e-9, 1], [0, 1 + 1e-9, True, None]),
+        ("min_p", [0, 1], [-1e-9, 1 + 1e-9, True, None]),
+        ("seed", [None, 0, 2**64 - 1], [-1, 2**64, 1.0, True]),
+    ):
+        for value in fits:
+            assert getattr(Sampling(**{name: value}), name) == value
+        for value in fails:
+            with pytest.raises(InputError, match=f"^{name} is "):
+                Sampling(**{name: value})
+    assert Sampling() == Sampling(0.0, 0, 1.0, 0.0, None)
+    with pytest.raises(FrozenInstanceError):
+        Sampling().top_k = 1
+
+
+def test_ties_are_kept_or_cut_together():
+    """Four equal tokens: of equals, top-k and min-p keep all, top-p up to its mass."""
+
+    def kept(logits, **settings):
+        probs = probabilities(logits, Sampling(1.0, **settings))
+        assert (probs.sum(dim=-1) - 1).abs().max() < 1e-6
+        return [row.nonzero()[:, 0].tolist() for row in probs]
+
+    equal, every = torch.zeros(1, 4), [0, 1, 2, 3]
+    assert kept(equal, top_k=2) == kept(equal, min_p=1.0) == [every]
+    assert len(kept(equal, top_p=0.5)[0]) == 3 and len(kept(equal, top_p=0.49)[0]) == 2
+    # top-p counts what top-k leaves: 0.5 and 0.25 become two thirds and one third
+    logits = torch.tensor([[0.5, 0.25, 0.15, 0.1], [0.1, 0.15, 0.5, 0.25]]).log()
+    assert kept(logits, top_k=2, top_p=0.6) == [[0], [2]]
+    assert kept(logits, top_k=2) == [[0, 1], [2, 3]]
+    assert kept(logits, min_p=0.4) == [[0, 1], [2, 3]]
+
+
+def test_generating_takes_memory_once_and_runs_no_step_in_vain(small, monkeypatch):
+    """Room for the whole answer at first, a step for each token but the last, no gradients."""
+    _, vlm = small
+    model, lengths = vlm.model, []
+    count = model.language_model.forward
+    monkeypatch.setattr(
+        model.language_model,
+        "forward",
+        lambda tokens, *a: lengths.append(tokens.shape[1]) or count(tokens, *a),
+    )
+    with torch.enable_grad():
+        session = Session(model, 1, 1)
+        new = generate(model, [[1, 2, 3]], [[]], 4, (), session=session)
+        first = next(new)
+        assert session.cache.capacity == 7
+        ids = [first[0], *(token for (token,) in new)]
+    assert lengths == [3, 1, 1, 1] and len(ids) == 4
+    assert not any(key.requires_grad for key in session.cache.keys.values())
+    lengths.clear()
+    assert list(generate(model, [[1, 2, 3]], [[]], 4, {ids[0]})) == [[ids[0]]]
+    assert lengths == [3]
+    assert len(list(generate(model, [[1, 2, 3]], [[]], 1))) == 1
+    assert len(list(generate(model, [[1, 2, 3]], [[]]))) == 64
+
+
 def test_sampling_frequencies():
     """20,000 draws against the distribution they are drawn from."""
-    from mllama_lite.generation import Sampler
-
     logits = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0]]).repeat(20000, 1)
     for settings in (
         Sampling(1.0, seed=0),

@@ -1,6 +1,5 @@
 """What fine-tuning costs: counted without numbers, with numbers, and measured."""
 
-import sys
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -8,15 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import memory as benchmark
-
 from mllama_lite import InputError
-from mllama_lite.decoder import TextConfig
-from mllama_lite.adapters.training import recomputed
-from mllama_lite.local_vision import VisionConfig
-from mllama_lite.adapters.lora import add_adapter
 from mllama_lite.adapters.cost import Ledger, Rehearsal, peak_of_step, training_cost
+from mllama_lite.adapters.lora import add_adapter
+from mllama_lite.adapters.training import recomputed
+from mllama_lite.decoder import TextConfig
+from mllama_lite.local_vision import VisionConfig
 from mllama_lite.model import Mllama, MllamaConfig
 
 TINY = MllamaConfig(
@@ -54,14 +51,22 @@ def _gradients():
 @pytest.mark.parametrize(
     "dtype, checkpointing", [(FLOAT, True), (BF16, False), (BF16, True)]
 )
-def test_without_numbers_the_peak_is_that_of_the_real_step(dtype, checkpointing):
+def test_without_numbers_the_peak_is_that_of_the_real_step(dtype, checkpointing, proof):
     cost = training_cost(TINY, ROWS, ("all",), 4, dtype, checkpointing)
     model = Mllama(TINY).to(dtype)
     adapter = add_adapter(model, ("all",), 4, report=None)
     trainer = Rehearsal(model, ROWS)
     with recomputed(model) if checkpointing else nullcontext():
         real = peak_of_step(trainer)
+    how = f"{str(dtype)[6:]}, {'checkpointing' if checkpointing else 'everything kept'}"
     assert abs(cost.total - real) <= 16  # a number or two: those that are asked for
+    proof(
+        f"Memory of a training step, counted without numbers / with, {how}",
+        "a ledger of the real step",
+        "2 rows, 2 images, adapters at all layers",
+        max(cost.total / real, real / cost.total),
+        1.001,
+    )
     # The parts, from the tensors themselves.
     averages = [
         value
@@ -126,8 +131,15 @@ def test_rows_that_no_sample_can_have(row):
         ("float32", ("self", "mlp", "cross"), True, (64, 16, (2,))),
     ],
 )
-def test_counted_is_what_a_process_needs(dtype, targets, checkpointing, row):
+def test_counted_is_what_a_process_needs(dtype, targets, checkpointing, row, proof):
     config, in_torch = benchmark.SIZES["100m"], getattr(torch, dtype)
     cost = training_cost(config, [row], targets, 8, in_torch, checkpointing)
     setting = ("100m", dtype, targets, checkpointing, [row], "cpu")
-    assert cost.total == pytest.approx(benchmark.measured(*setting), rel=0.1)
+    ratio = cost.total / benchmark.measured(*setting)
+    proof(
+        f"Memory of a training step, counted / measured, {' '.join(targets)}",
+        "what a process takes",
+        f"100 million parameters, {row[0]} tokens, {len(row[2])} images",
+        max(ratio, 1 / ratio),
+        1.1,
+    )

@@ -1,13 +1,17 @@
 """The notebooks are whole, and the package is what they export; the exporter notices if not.
 
-That the outputs are true is checked by nbval: `make test` runs it on notebooks/.
+That the outputs are true is checked by tests/outputs.py: `make test` runs the notebooks.
 """
 
+import base64
 import importlib.util
+import io
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image, ImageChops, ImageDraw
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,6 +38,40 @@ def test_outputs_are_those_of_one_whole_run_of_the_code(path):
 def test_no_warnings_and_no_picture_without_alternative_text(path):
     problems = exporter.page_problems(exporter.read(path))
     assert not problems, "\n".join([path.name, *problems])
+
+
+# What may differ from run to run: an output of anything else is compared.
+NOT_COMPARED = {"durations", "memory", "a library's log"}
+
+
+def code_metadata():
+    for path in NOTEBOOKS:
+        for cell in exporter.code_cells(exporter.read(path)):
+            assert "NBVAL" not in cell.source, f"{path.name}: tags say it, not comments"
+            ours = cell.metadata.get("mllama_lite", {})
+            yield f"{path.name} {cell.id}", cell.metadata.get("tags", []), ours
+
+
+def test_outputs_that_are_not_compared_are_few_and_say_why():
+    ignored = {}
+    for name, tags, ours in code_metadata():
+        if "nbval-ignore-output" in tags or "why_ignored" in ours:
+            assert "nbval-ignore-output" in tags, name
+            ignored[name] = set(ours.get("why_ignored", "nothing").split(", "))
+        assert not {"nbval-skip", "nbval-check-output"} & set(tags), name
+    assert all(reasons <= NOT_COMPARED for reasons in ignored.values()), ignored
+    assert len(ignored) <= 40
+
+
+def test_tolerances_are_small():
+    """No tolerance lets through a number of another size, or twice as many."""
+    for name, tags, ours in code_metadata():
+        if tolerance := ours.get("tolerance"):
+            assert tolerance.keys() <= {"absolute", "relative", "counts", "lines"}, name
+            assert "nbval-ignore-output" not in tags, name
+            assert 0 <= tolerance.get("absolute", 0) <= 0.1, name
+            assert 0 <= tolerance.get("relative", 0) <= 0.5, name
+            assert isinstance(tolerance.get("counts", 0), int), name
 
 
 def test_every_module_is_what_its_notebook_exports():
@@ -334,6 +372,53 @@ def test_a_marker_that_can_not_be_followed_is_an_error(book, source, message, ca
     assert status == 1 and message in words
 
 
+# Pictures.
+
+
+def opened(png):
+    return Image.open(io.BytesIO(png))
+
+
+def as_png(image):
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def drawing(mode="RGB"):
+    """Curves with soft edges, as matplotlib draws them."""
+    image = Image.new(mode, (800, 600), "white")
+    draw = ImageDraw.Draw(image)
+    for i, colour in enumerate(("#0072B2", "#D55E00", "#222222")):
+        draw.arc((50, 50 + 90 * i, 750, 500), 180, 350, colour, 9)
+    return image.resize((400, 300))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_drawing_is_kept_in_a_palette_that_nobody_sees(mode):
+    image = drawing(mode)
+    small = exporter.in_palette(as_png(image))
+    assert opened(small).mode == "P" and len(small) < 0.7 * len(as_png(image))
+    difference = ImageChops.difference(
+        image.convert("RGB"), opened(small).convert("RGB")
+    )
+    assert max(most for _, most in difference.getextrema()) <= 12
+    assert exporter.in_palette(small) == small
+
+
+def test_a_photograph_keeps_all_its_colours():
+    numbers = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(numbers).resize((320, 240), Image.Resampling.BICUBIC)
+    small = exporter.in_palette(as_png(image.convert("RGBA")))
+    assert opened(small).mode == "RGB"
+    assert ImageChops.difference(image, opened(small)).getbbox() is None
+
+
+def test_what_shines_through_stays_so():
+    png = as_png(Image.new("RGBA", (40, 30), (255, 0, 0, 128)))
+    assert exporter.in_palette(png) == png
+
+
 # Runs, which start a kernel.
 
 
@@ -346,6 +431,12 @@ def test_run_stores_outputs_and_exports(tmp_path, capsys):
             code(FUNCTION),
             code("half(3)"),
             code("half('three')", tags=["raises-exception"]),
+            code(
+                "from PIL import Image\n"
+                "image = Image.effect_mandelbrot((300, 200), (-2, -1, 1, 1), 50)\n"
+                "image.convert('RGB')",
+                mystnb={"image": {"alt": "Mandelbrot's set, grey"}},
+            ),
         ],
     )
     assert exporter.main(["--run", "02_rope"], root=tmp_path) == 0
@@ -355,6 +446,8 @@ def test_run_stores_outputs_and_exports(tmp_path, capsys):
     assert notebook.cells[3].outputs[0].data["text/plain"] == "1.5"
     assert "version" not in notebook.metadata.language_info
     assert "execution" not in notebook.cells[3].metadata
+    picture = base64.b64decode(notebook.cells[5].outputs[0].data["image/png"])
+    assert opened(picture).mode == "P"
 
 
 @pytest.mark.parametrize(

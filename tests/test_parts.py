@@ -2,21 +2,27 @@
 it is made."""
 
 import random
+from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 import torch
+from torch import nn
 
 import cases
 import reference
 from mllama_lite.attention import (
     KVCache,
+    SelfAttention,
     attention_by_hand,
     causal_mask,
     grouped_attention,
 )
 from mllama_lite.cross_attention import VisionCache, visible_ranges
-from mllama_lite.decoder import RMSNorm, Step
+from mllama_lite.decoder import RMSNorm, Step, TextConfig
+from mllama_lite.errors import InputError
 from mllama_lite.generation import Sampling, probabilities
+from mllama_lite.local_vision import VisionConfig
+from mllama_lite.model import Mllama, MllamaConfig
 from mllama_lite.rope import (
     RopeScaling,
     apply_rope,
@@ -44,6 +50,69 @@ def meta_code():
 def largest(a, b):
     assert a.shape == b.shape
     return (a.double() - b.double()).abs().max().item()
+
+
+def test_default_sizes_are_the_hubs():
+    """Those of transformers' own defaults; only the side of a tile is Instruct's."""
+    from transformers import MllamaConfig as HubConfig
+
+    hub, config = HubConfig(), MllamaConfig()
+    theirs, ours = hub.text_config, vars(config.text)
+    same = set(ours) & set(vars(theirs)) - {"rope_scaling", "cross_attention_layers"}
+    assert len(same) == 9 and all(ours[n] == getattr(theirs, n) for n in same)
+    assert config.text.head_dim * config.text.num_attention_heads == theirs.hidden_size
+    assert list(config.text.cross_attention_layers) == theirs.cross_attention_layers
+    assert config.text.rope_theta == 5e5 and config.text.num_extra_embeddings == 8
+    theirs, ours = hub.vision_config, vars(config.vision)
+    same = set(ours) & set(vars(theirs)) - {"image_size", "intermediate_layers_indices"}
+    assert len(same) == 9 and all(ours[n] == getattr(theirs, n) for n in same)
+    kept = list(config.vision.intermediate_layers_indices)
+    assert kept == theirs.intermediate_layers_indices
+    assert config.vision.vision_output_dim == theirs.vision_output_dim
+    assert config.vision.num_patches == 1601 and config.vision.image_size == 560
+    assert config.image_token_index == hub.image_token_index
+    assert config.eos_token_ids == (128001, 128008, 128009)
+
+
+def test_settings_cannot_be_changed():
+    for settings in (RopeScaling(), TextConfig(), VisionConfig(), MllamaConfig()):
+        with pytest.raises(FrozenInstanceError):
+            setattr(settings, fields(settings)[0].name, 1)
+        assert hash(settings) == hash(replace(settings))
+
+
+def test_a_configuration_that_fits_no_model_is_refused():
+    with pytest.raises(InputError, match="6 query heads for 4 key heads"):
+        TextConfig(num_attention_heads=6, num_key_value_heads=4)
+    with pytest.raises(InputError, match="an embedding with 8 more rows"):
+        TextConfig(tie_word_embeddings=True)
+    TextConfig(tie_word_embeddings=True, num_extra_embeddings=0)
+
+
+def test_a_new_model_shows_no_image_and_takes_every_eps_from_its_configuration():
+    """Gates and added positions start at 0, so that the decoder begins as plain Llama."""
+    config = reference.random_config(1)
+    config = replace(
+        config,
+        text=replace(config.text, rms_norm_eps=2e-4),
+        vision=replace(config.vision, norm_eps=3e-4),
+    )
+    model = Mllama(config)
+    gates = [
+        p
+        for name, p in model.named_parameters()
+        if name.endswith(("gate", "ffn", "attn"))
+    ]
+    layers = len(model.cross_attention_layers) + config.vision.num_global_layers
+    assert len(gates) == 2 * layers + 3 and not any(gate.any() for gate in gates)
+    assert not model.vision_model.class_embedding.any()
+    assert not model.vision_model.gated_positional_embedding.embedding.any()
+    norms = [m for m in model.modules() if isinstance(m, RMSNorm)]
+    assert {norm.eps for norm in norms} == {2e-4} and all(
+        n.weight.eq(1).all() for n in norms
+    )
+    norms = [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
+    assert {norm.eps for norm in norms} == {3e-4}
 
 
 def test_rope_frequencies(proof):
@@ -101,12 +170,21 @@ def test_layouts_are_a_permutation_apart():
     assert torch.allclose(apply_rope(x[..., permuted], cos, sin), a, atol=1e-6)
 
 
+def test_rope_turns_bf16_in_fp32_and_rounds_once():
+    x = torch.randn(1, 2, 9, 32).bfloat16()
+    cos, sin = rope_cos_sin(rope_frequencies(32), torch.arange(9))
+    for turn in (apply_rope, apply_rope_interleaved):
+        turned = turn(x, cos, sin)
+        assert turned.dtype == torch.bfloat16
+        assert torch.equal(turned, turn(x.float(), cos, sin).bfloat16())
+
+
 def test_rope_of_the_hub(proof):
+    from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import (
         LlamaRotaryEmbedding,
         apply_rotary_pos_emb,
     )
-    from transformers import LlamaConfig
 
     worst = 0.0
     for factor in (8.0, 32.0):
@@ -184,6 +262,16 @@ def test_grouped_attention(mask, proof):
     )
 
 
+def test_attention_by_hand_gives_weights_in_fp32():
+    """They are 0 where nothing may be seen, and a row's sum is 1, also in bf16."""
+    query, key = torch.randn(2, 4, 3, 8).bfloat16(), torch.randn(2, 2, 5, 8).bfloat16()
+    mask = causal_mask(3, 5)
+    output, weights = attention_by_hand(query, key, key, mask)
+    assert output.dtype == torch.bfloat16 and weights.dtype == torch.float32
+    assert (weights.sum(dim=-1) - 1).abs().max() < 1e-6
+    assert not weights[..., ~mask].any() and weights[..., mask].all()
+
+
 def test_grouped_attention_copies_no_keys():
     """What it allocates has the size of queries, however long the cache is."""
     query = torch.randn(1, 16, 1, 64)
@@ -212,9 +300,48 @@ def test_cache_refuses_what_does_not_fit():
         grouped_attention(piece, keys, keys, causal=True)
 
 
+def test_reserve_keeps_what_is_stored_and_where():
+    """Only room that is missing is made: memory in use stays at its place."""
+    cache, piece = KVCache(3), torch.ones(2, 1, 3, 4)
+    cache.update(5, piece, 2 * piece)
+    before = cache.keys[5]
+    for capacity in (1, 3):
+        cache.reserve(capacity)
+        assert cache.keys[5] is before and cache.capacity == 3
+    assert cache.num_bytes == 2 * (2 * 1 * 3 * 4) * 4  # K and V; B·G·S·E; fp32
+    cache.reserve(6)
+    assert cache.num_bytes == 2 * (2 * 1 * 6 * 4) * 4
+    assert torch.equal(cache.keys[5][:, :, :3], piece)
+    assert torch.equal(cache.values[5][:, :, :3], 2 * piece)
+    layer, one = SelfAttention(8, 2, 1, 4), torch.zeros(1)
+    layer(torch.ones(1, 2, 8), one, one, alone := KVCache(2))
+    assert list(alone.keys) == [0]
+
+
+def test_a_mask_that_is_given_is_used(all_models):
+    """Token 1 hidden from all after it changes nothing of theirs, cached or not."""
+    model = all_models[0][2].language_model
+    mask = causal_mask(6, 6)[None, None].clone()
+    mask[..., 2:, 1] = False
+    row = torch.tensor([[5, 6, 7, 8, 9, 10]])
+    other, positions = torch.tensor([[5, 60, 7, 8, 9, 10]]), torch.arange(6)[None]
+    for place in (None, positions):
+        for cut in (0, 3):
+            results = []
+            for tokens in (row, other):
+                cache = KVCache(6)
+                if cut:
+                    model(tokens[:, :cut], cache, None, mask[:, :, :cut, :cut])
+                later = place if place is None else place[:, cut:]
+                rest = model(tokens[:, cut:], cache, later, mask[:, :, cut:])
+                results.append(rest[:, -3:])
+            assert torch.equal(*results)
+    assert largest(model(row)[:, -3:], model(other)[:, -3:]) > 1e-3
+
+
 def test_self_attention(all_models, proof):
     worst = 0.0
-    for seed, (config, meta, ours) in all_models.items():
+    for config, meta, ours in all_models.values():
         text = config.text
         theirs = meta.text_model.layers[0].attention
         mine = ours.language_model.model.layers[text.self_attention_layers[0]].self_attn
@@ -235,13 +362,25 @@ def test_self_attention(all_models, proof):
 
 
 def test_mlp_and_layer(all_models, proof):
-    worst = 0.0
+    """The MLP alone, and the whole layer: norms, attention and residuals around it."""
+    mlp, whole = 0.0, 0.0
     for config, meta, ours in all_models.values():
         layer = ours.language_model.model.layers[config.text.self_attention_layers[-1]]
         theirs = meta.text_model.layers[-1]
         x = torch.randn(2, 5, config.text.hidden_size)
-        worst = max(worst, largest(layer.mlp(x), theirs.feed_forward(x)))
-    proof("MLP (SwiGLU)", "Meta", "12 configurations", worst, 1e-5)
+        mlp = max(mlp, largest(layer.mlp(x), theirs.feed_forward(x)))
+        positions = torch.arange(5)
+        want = theirs(
+            x,
+            meta.text_model.freqs_cis[:5],
+            meta.text_model.mask_cache[:, :, :5],
+            positions,
+        )
+        table = ours.language_model.model.frequencies(x.device)
+        got = layer(x, Step(*rope_cos_sin(table, positions)))
+        whole = max(whole, largest(got, want))
+    proof("MLP (SwiGLU)", "Meta", "12 configurations", mlp, 1e-5)
+    proof("Decoder layer, whole", "Meta", "12 configurations", whole, 1e-5)
 
 
 def test_embedding(all_models, proof):
@@ -355,6 +494,28 @@ def test_vision_of_the_hub(all_models, proof):
     )
 
 
+def test_tables_count_for_nothing_where_a_tile_is_missing():
+    """Random tables, which no checkpoint has: only places of valid tiles are read."""
+    config = reference.random_config(2)
+    model = reference.fill(Mllama(config).vision_model)
+    pixels, ids, ratios = vision_inputs(config, 2)
+    before = model(pixels, ids)
+    tables = (
+        model.pre_tile_positional_embedding,
+        model.gated_positional_embedding,
+        model.post_tile_positional_embedding,
+    )
+    for count in range(4):  # beginning with the last of 4 tiles
+        tile = 3 - count
+        for table in tables:
+            weight = getattr(table, "tile_embedding", getattr(table, "embedding", None))
+            places = weight.weight.unflatten(-1, table.shape)  # [ids, K, ...]
+            places[ids[ratios.prod(1) <= tile], tile] += 1
+        assert torch.equal(model(pixels, ids), before)
+    weight.weight.unflatten(-1, table.shape)[1, 0] += 1
+    assert not torch.equal(model(pixels, ids)[0], before[0])
+
+
 def test_padding_is_seen():
     """Real tokens attend to padded tiles, as in Meta's code: their pixels matter."""
     config, meta, ours = cases.models(2)
@@ -385,11 +546,11 @@ def test_cross_attention_layer(all_models, proof):
         masks = _pad_masks([[list(r) for r in ranges[0]]], counts, 9, 4)
         mask, rows = text._get_xattn_mask(9, "cpu", torch.float32, vision, masks)
         images = [vision[0, i, : counts[0][i]].flatten(0, 1) for i in range(3)]
-        memory = VisionCache.from_images(ours.cross_attention_layers, [images])
-        context = memory.context(ranges, [0], 9)
+        vision_cache = VisionCache.from_images(ours.cross_attention_layers, [images])
+        context = vision_cache.context(ranges, [0], 9)
         assert context.mask is not None and context.sees is not None
         for theirs, mine in zip(
-            text.cross_attention_layers, ours.cross_attention_layers
+            text.cross_attention_layers, ours.cross_attention_layers, strict=True
         ):
             cache = theirs.compute_xattn_kv_cache(vision.view(1, -1, width))
             want = theirs(hidden, mask, rows, cache)
@@ -429,6 +590,8 @@ def test_masks_only_where_needed():
     later = one.context([[(1, None)]], [5], 1)
     assert later.mask is None and later.sees is None
     assert one.context([[(9, None)]], [0], 5) is None
+    with pytest.raises(ValueError, match="zip"):  # an image more in the text than here
+        one.context([[(1, None), (2, None)]], [0], 5)
     assert (
         later.keys[layer[0].layer].shape[1]
         == layer[0].cross_attn.k_proj.out_features // layer[0].cross_attn.head_dim

@@ -15,11 +15,12 @@ import cases
 import reference
 from mllama_lite import InputError, image_to_tiles, load
 from mllama_lite.small_model import training
-from mllama_lite.vlm import VLM
 from mllama_lite.small_model.patches import PATCH_TARGETS, patch_targets
+from mllama_lite.small_model.questions import UNKNOWN, WORDINGS, Question, ask
+from mllama_lite.small_model.scenes import COLOURS, KINDS, draw_scene, load_masks
 from mllama_lite.small_model.training import (
-    Batch,
     Plan,
+    SceneBatch,
     answer_loss,
     draw_batch,
     encode_turns,
@@ -27,11 +28,9 @@ from mllama_lite.small_model.training import (
     project,
     train,
 )
-from mllama_lite.small_model.questions import UNKNOWN, WORDINGS, Question, ask
-from mllama_lite.small_model.scenes import COLOURS, KINDS
-from mllama_lite.small_model.scenes import draw_scene, load_masks
 from mllama_lite.tiles import canvases, resized_size
 from mllama_lite.tokenizer import ImagePart
+from mllama_lite.vlm import VLM
 from test_scenes import kind_of, oracle
 
 TINY = Plan(vision_steps=3, joint_steps=6, decay_steps=2, images=2, questions=2)
@@ -69,7 +68,7 @@ def drawn(monkeypatch):
 def same_batch(a, b):
     return a.num_tiles == b.num_tiles and all(
         torch.equal(getattr(a, name), getattr(b, name))
-        for name in Batch.__dataclass_fields__
+        for name in SceneBatch.__dataclass_fields__
         if name != "num_tiles"
     )
 
@@ -297,10 +296,11 @@ def test_the_patch_head_is_a_mean_of_each_target(fresh):
         assert bool(costs) == (i != 4)
 
 
-def test_answer_loss_is_the_mean_over_single_rows(fresh, masks, drawn):
+def test_answer_loss_is_the_mean_over_single_rows(fresh, masks, drawn, proof):
     """Rows one by one through `VLM.logits`, in fp32; some have two turns, some no image."""
     vlm, plan = VLM(fresh.model, fresh.tokenizer), Plan(seed=5, images=3, questions=3)
     image_id, blind, tiles = fresh.tokenizer.image_id, 0, set()
+    worst = 0.0
     for step in range(2, 20):
         drawn.clear()
         batch = draw(fresh, masks, step, plan)
@@ -313,9 +313,16 @@ def test_answer_loss_is_the_mean_over_single_rows(fresh, masks, drawn):
             total += F.cross_entropy(logits, labels[:end], reduction="sum").item()
             count += (labels >= 0).sum().item()
             blind += not images
-        assert abs(loss.item() - total / count) < 1e-5
+        worst = max(worst, abs(loss.item() - total / count))
         tiles.add(batch.num_tiles)
     assert blind and len(tiles) > 2
+    proof(
+        "Loss of the answers, training from nothing",
+        "row by row, as one answers",
+        "18 batches about 3 pictures each",
+        worst,
+        1e-5,
+    )
 
 
 def tables(model):
@@ -333,7 +340,7 @@ def tables(model):
     ]
 
 
-def test_tables_of_places_stay_alike_and_metas_code_can_hold_the_model():
+def test_tables_of_places_stay_alike_and_metas_code_can_hold_the_model(proof):
     plan = Plan(
         11, vision_steps=10, joint_steps=4, decay_steps=1, images=2, questions=1
     )
@@ -354,13 +361,21 @@ def test_tables_of_places_stay_alike_and_metas_code_can_hold_the_model():
                 assert torch.equal(vector, table[i, tile])
         assert not table[0].any() and len(place) == 8
     model, config = trainer.model.eval(), trainer.model.config
-    meta = reference.meta_from_ours(model)
+    meta, worst = reference.meta_from_ours(model), 0.0
     for seed in (0, 1):
         rows, images = cases.batch(seed, config)
         ours = cases.batch_logits(model, rows, images)
         theirs = reference.meta_logits(meta, rows, images)
         for row, mine, other in zip(rows, ours, theirs):
-            assert (mine[: len(row)] - other[: len(row)]).abs().max() < 2e-5
+            difference = (mine[: len(row)] - other[: len(row)]).abs().max().item()
+            worst = max(worst, difference)
+    proof(
+        "Model after 14 steps of training, logits",
+        "Meta",
+        "2 batches of 4 rows",
+        worst,
+        2e-5,
+    )
 
 
 class Stop(Exception):
@@ -420,7 +435,7 @@ def test_a_training_that_was_stopped_equals_one_that_was_not(
         for stop in stops:
             with pytest.raises(Stop):
                 train(tmp_path, LONGER, stopping, workers=0)
-            assert (tmp_path / "training.pt").is_file() == (stop >= 20)
+            assert torch.load(tmp_path / "training.pt")["step"] == stop // 20 * 20
             assert not (tmp_path / "model.safetensors").exists()
         stop, first = None, len(begun)
         train(tmp_path, LONGER, stopping, workers=1)
@@ -439,18 +454,25 @@ def progress(trainer):
 
 training.SAVE_EVERY = 20
 torch.set_num_threads({torch.get_num_threads()})
-training.train(sys.argv[1], pretrain.{LONGER}, progress, workers=0)
+training.train(sys.argv[1], training.{LONGER}, progress, workers=0)
 """
 
 
-def test_a_training_that_was_killed_goes_on(unbroken, tmp_path):
+def test_a_training_that_was_killed_goes_on(unbroken, tmp_path, proof):
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
-    assert subprocess.run(command, timeout=100).returncode == -9
+    assert subprocess.run(command, timeout=600).returncode == -9
     assert list(files(tmp_path)) == ["training.pt"]
     assert torch.load(tmp_path / "training.pt")["step"] == 40
     with torch.enable_grad():
         train(tmp_path, LONGER, workers=0)
     assert_same_training(tmp_path, unbroken)
+    proof(
+        "Training from nothing, killed and gone on with",
+        "one left alone, to the bit",
+        "60 steps, killed in step 45",
+        0,
+        0,
+    )
 
 
 def test_another_plan_in_the_same_folder_is_refused(unbroken):

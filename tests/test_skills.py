@@ -1,21 +1,19 @@
 """The emoji, and what benchmarks/skills.py learns from them."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path += [str(ROOT / "benchmarks"), str(ROOT / "notebooks")]
 import emoji
 import skills
-
 from mllama_lite import load
-from mllama_lite.adapters.peft_files import load_adapter
-from mllama_lite.adapters.lora import lora_layers
 from mllama_lite.adapters.data import read_samples
+from mllama_lite.adapters.lora import lora_layers
+from mllama_lite.adapters.peft_files import load_adapter
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +46,20 @@ def test_a_data_folder_holds_what_it_says_and_is_the_same_each_time(tmp_path):
     words = [[label for label in sample.labels if label >= 0] for sample in samples]
     texts = [vlm.tokenizer.decode(ids, skip_special=True) for ids in words]
     assert texts == ["egg", "egg", "taco", "taco"] * 2
+
+
+@pytest.mark.parametrize("share", [1 / 4, 1 / 2])
+def test_old_questions_are_a_share_and_answered_as_before(tmp_path, share):
+    emoji.write_data(tmp_path, emoji.DESIGNERS[:2], 3, ["egg", "taco"])
+    skills.add_old(tmp_path, share)
+    vlm = load(dtype="float32", device="cpu")
+    samples, _ = read_samples(tmp_path, vlm.tokenizer, vlm.config)
+    text = (tmp_path / "metadata.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    old = [line for line in lines if line["question"] != emoji.QUESTION]
+    assert len(samples) == len(lines) and len(old) == share * len(lines)
+    for line in old:
+        assert vlm.ask(line["question"], tmp_path / line["file_name"]) == line["answer"]
 
 
 @pytest.mark.parametrize("name", ["full", skills.SHOWN])

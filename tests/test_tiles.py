@@ -2,6 +2,7 @@
 
 import io
 import random
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
@@ -131,6 +132,8 @@ def test_thin_images(transform):
         transform(size=560)(thin, max_num_chunks=4)
     ours = image_to_tiles(thin, 560)
     assert ours.canvas == (4, 1) and ours.pixel_values.isfinite().all()
+    red = ours.pixel_values[:, 0] > 0  # [K, S, S]
+    assert red[:, :, 0].all() and not red[:, :, 1:].any()
 
 
 def test_pixels_of_random_sizes(transform, proof):
@@ -154,6 +157,29 @@ def test_pixels_of_random_sizes(transform, proof):
         worst,
         0,
     )
+
+
+def test_at_most_as_many_tiles_as_are_asked_for(transform):
+    noise = np.random.RandomState(0).randint(0, 256, (90, 300, 3), dtype=np.uint8)
+    picture, meta = Image.fromarray(noise), transform(size=56)
+    for most in (1, 2, 3, 5, 6):
+        theirs, arrangement = meta(picture, max_num_chunks=most)
+        ours = image_to_tiles(picture, 56, most)
+        assert ours.canvas == arrangement and ours.num_tiles <= most
+        assert ours.pixel_values.shape == (most, 3, 56, 56)
+        assert torch.equal(ours.pixel_values[: ours.num_tiles], theirs)
+        assert not ours.pixel_values[ours.num_tiles :].any()
+        assert canvases(most)[ours.aspect_ratio_id - 1] == ours.canvas
+        assert choose_canvas(90, 300, 56, most) == ours.canvas
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
+def test_tiles_of_any_mode_are_those_of_the_picture_in_rgb(mode):
+    picture = gradient().convert(mode)
+    ours, want = image_to_tiles(picture, 28), image_to_tiles(picture.convert("RGB"), 28)
+    assert torch.equal(ours.pixel_values, want.pixel_values)
+    with pytest.raises(FrozenInstanceError):
+        ours.canvas = (1, 1)
 
 
 def test_pixels_of_the_hub(proof):
@@ -315,7 +341,7 @@ def test_truncated_files(tmp_path, kind):
     for part in (0.1, 0.5, 0.9):
         path = tmp_path / f"cut.{kind.lower()}"
         path.write_bytes(data[: int(len(data) * part)])
-        with pytest.raises(InputError, match="truncated|no image"):
+        with pytest.raises(InputError, match="truncated|no format"):
             open_image(path)
 
 
@@ -324,18 +350,20 @@ def test_bad_files(tmp_path, monkeypatch):
     (tmp_path / "text.jpg").write_text("not an image")
     for name, says in [
         ("nothing.jpg", "does not exist"),
-        ("empty.jpg", "empty or no image"),
-        ("text.jpg", "empty or no image"),
+        ("empty.jpg", "empty or of no format"),
+        ("text.jpg", "empty or of no format"),
         ("", "cannot be read"),
     ]:
         with pytest.raises(InputError, match=says):
             open_image(tmp_path / name)
     with pytest.raises(InputError, match="An image is a int"):
         open_image(7)
-    monkeypatch.setattr(tiles.Image, "MAX_IMAGE_PIXELS", 100)
-    for side in (
-        11,
-        40,
-    ):  # Pillow warns above the limit, and refuses above twice the limit
-        with pytest.raises(InputError, match="more than 100 pixels"):
-            open_image(saved(Image.new("RGB", (side, side)), "PNG"))
+    monkeypatch.setattr(tiles, "MOST_PIXELS", 100)
+    monkeypatch.setattr(tiles, "LONGEST_SIDE", 50)
+    for size in ((11, 10), (40, 40), (51, 1), (1, 51)):
+        shape = f"has {size[0]} x {size[1]} pixels: expected at most 100 pixels and 50"
+        for source in (Image.new("RGB", size), saved(Image.new("RGB", size), "PNG")):
+            with pytest.raises(InputError, match=shape):
+                open_image(source)
+    for size in ((10, 10), (50, 2), (2, 50)):
+        assert open_image(saved(Image.new("RGB", size), "PNG")).size == size

@@ -10,8 +10,8 @@ from PIL import Image
 import reference
 from mllama_lite.errors import InputError
 from mllama_lite.tokenizer import (
-    ImagePart,
     SPLIT_PATTERN,
+    ImagePart,
     Tokenizer,
     bpe_merge,
     read_tokenizer_model,
@@ -137,7 +137,7 @@ def dialogues(count, seed):
     texts = list(fuzzed_strings(200, seed)) + ["", "What is this?"]
     for _ in range(count):
         messages = []
-        for i in range(rng.randrange(1, 7)):
+        for _ in range(rng.randrange(1, 7)):
             role = rng.choice(["user", "assistant", "system", "tool"])
             content = [rng.choice(texts) for _ in range(rng.randrange(1, 4))]
             for _ in range(rng.choice([0, 0, 1, 2, 3])):
@@ -222,8 +222,8 @@ def test_trained_vocabulary_round_trip(tmp_path):
 
 def test_hub_tokenizer_file(tmp_path, ours, proof):
     """The hub's tokenizer.json of the same vocabulary, written by transformers' converter."""
-    from transformers.convert_slow_tokenizer import TikTokenConverter
     from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import TikTokenConverter
 
     names = list(ours.special)
     converter = TikTokenConverter(

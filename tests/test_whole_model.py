@@ -8,8 +8,8 @@ import torch
 import cases
 import reference
 from mllama_lite.generation import Session
-from mllama_lite.vlm import VLM
 from mllama_lite.tiles import canvases
+from mllama_lite.vlm import VLM
 
 SEEDS = range(28)
 

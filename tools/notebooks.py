@@ -15,8 +15,10 @@ cell to another module, here mllama_lite/checkpoints/names.py.
 
 import argparse
 import ast
+import base64
 import difflib
 import hashlib
+import io
 import json
 import re
 import sys
@@ -25,9 +27,10 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
+from PIL import Image, ImageChops
 
 ROOT = Path(__file__).resolve().parent.parent
-BY_HAND = {"__init__", "__main__", "cli"}
+BY_HAND = {"__init__", "__main__", "cli"}  # modules, or folders of them
 # Written by Jupyter, JupyterLab, Colab and VS Code; different at every run.
 VOLATILE = [
     "execution",
@@ -90,7 +93,8 @@ def exported(notebook, name: str) -> dict[str, list[str]]:
 def first_line(sources: list[str]) -> str:
     """What each module opens with: where it comes from, and the two ways to change it."""
     names = " and ".join(f"notebooks/{name}" for name in sources)
-    return f"# Generated from {names}: edit there, or here and run `make update`.\n"
+    line = f"# Generated from {names}: edit there, or here and run `make update`.\n"
+    return line if len(line) < 100 else line.replace(": ", ":\n# ")
 
 
 def modules(root: Path) -> dict[str, tuple[str, list[str]]]:
@@ -136,7 +140,7 @@ def module_problems(root: Path) -> list[str]:
     package = root / "mllama_lite"
     for path in sorted(package.rglob("*.py")):
         module = path.relative_to(package).with_suffix("").as_posix()
-        if module not in wanted and path.stem not in BY_HAND:
+        if module not in wanted and not BY_HAND & {path.stem, path.parent.name}:
             problems.append(f"{module}.py has no notebook")
     return problems
 
@@ -234,7 +238,8 @@ def definitions(code: str) -> list[tuple[str, str]]:
     for node in ast.parse(code).body:
         name = getattr(node, "name", "")
         for target in getattr(node, "targets", [getattr(node, "target", None)]):
-            name = name or getattr(target, "id", "")
+            first = target.elts[0] if isinstance(target, ast.Tuple) else target
+            name = name or getattr(first, "id", "")
         pieces.append((name, "\n".join(lines[begin : node.end_lineno])))
         begin = node.end_lineno
     return pieces
@@ -262,7 +267,7 @@ def update(root: Path) -> list[str]:
     problems, wanted = [], modules(root)
     notebooks = {path: read(path) for path in notebook_paths(root)}
     changed = set()
-    for module, (text, sources) in wanted.items():
+    for module, (text, _) in wanted.items():
         path = module_path(root, module)
         edited = path.read_text() if path.exists() else text
         if edited == text:
@@ -278,7 +283,7 @@ def update(root: Path) -> list[str]:
                     ["export"] in markers and default == module
                 ):
                     places.append((source, cell, code))
-        body = edited.removeprefix(first_line(sources))
+        body = re.sub(r"\A(#.*\n)*", "", edited)  # without its first line
         new = carried_back([code for _, _, code in places], body)
         if not all(new):
             empty = places[new.index("")][2].split("\n")[0]
@@ -312,6 +317,36 @@ def normalise(notebook) -> None:
             cell.metadata.pop(key, None)
 
 
+def in_palette(png: bytes) -> bytes:
+    """A picture in 256 colours where that can't be seen, and in all its colours elsewhere.
+
+    Drawings have few colours, and with a palette a third of the bytes; photographs and
+    fine gradients would show bands. The limit is 12 of 255 in every pixel.
+    """
+    with Image.open(io.BytesIO(png)) as image:
+        alpha = image.convert("RGBA").getchannel("A").getextrema()
+        if image.mode == "P" or alpha != (255, 255):
+            return png
+        picture = image.convert("RGB")
+    palette = picture.quantize(
+        256, Image.Quantize.MAXCOVERAGE, 1, dither=Image.Dither.NONE
+    )
+    error = ImageChops.difference(picture, palette.convert("RGB")).getextrema()
+    small = io.BytesIO()
+    alike = max(most for _, most in error) <= 12
+    (palette if alike else picture).save(small, "PNG", optimize=True)
+    return min(small.getvalue(), png, key=len)
+
+
+def shrink_pictures(notebook) -> None:
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if "image/png" in data:
+                png = base64.b64decode(data["image/png"])
+                data["image/png"] = base64.b64encode(in_palette(png)).decode()
+
+
 def run(path: Path, root: Path) -> list[str]:
     """Run a notebook in a fresh kernel; store it and export from it if every cell passed."""
     notebook = read(path)
@@ -330,6 +365,7 @@ def run(path: Path, root: Path) -> list[str]:
     except (CellExecutionError, CellTimeoutError) as error:
         return [f"{path.name}: a cell failed, nothing was written.\n{error}"]
     normalise(notebook)
+    shrink_pictures(notebook)
     notebook.metadata["mllama_lite"] = {"source_sha256": source_hash(notebook)}
     if problems := run_problems(notebook):
         return [f"{path.name}: {p}; nothing was written" for p in problems]

@@ -18,12 +18,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "notebooks"))
 
-import reference  # noqa: E402
-from mllama_lite.checkpoints.loading import save_model# noqa: E402
-from mllama_lite.decoder import TextConfig# noqa: E402
-from mllama_lite.checkpoints.configs import config_to_hub# noqa: E402
-from mllama_lite.local_vision import VisionConfig# noqa: E402
-from mllama_lite.model import MllamaConfig# noqa: E402
+import reference
+from mllama_lite.checkpoints.configs import config_to_hub
+from mllama_lite.checkpoints.loading import save_model
+from mllama_lite.decoder import TextConfig
+from mllama_lite.local_vision import VisionConfig
+from mllama_lite.model import MllamaConfig
 
 SMALL = MllamaConfig(
     TextConfig(

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mllama_lite.vlm import load
 from mllama_lite.attention_maps import draw_looks, look
 from mllama_lite.small_model.scenes import draw_scene, load_masks
+from mllama_lite.vlm import load
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ROOT / "mllama_lite" / "small"
@@ -78,7 +78,7 @@ def main():
     for name in PICTURES:
         example(name).image.save(SMALL / "pictures" / f"{name}.png")
     vlm = load(device="cpu")
-    looks = look(vlm, SMALL / "pictures" / "digits.png", QUESTION)
+    looks = look(vlm, QUESTION, SMALL / "pictures" / "digits.png")
     draw_looks(looks, vlm.config.vision).save(ATTENTION)
     print(f"{SMALL}: {looks.answer!r} to {QUESTION!r}")
 

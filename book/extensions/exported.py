@@ -71,8 +71,9 @@ def name_group(cell):
     if not (alt and outputs) or next(iter(outputs[0].findall(nodes.image)), None):
         return
     escaped = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    outputs[0].insert(0, nodes.raw(
-        "", f'<div role="group" aria-label="{escaped}">', format="html"))
+    outputs[0].insert(
+        0, nodes.raw("", f'<div role="group" aria-label="{escaped}">', format="html")
+    )
     outputs[0] += nodes.raw("", "</div>", format="html")
 
 
@@ -87,11 +88,16 @@ def read_as_prose(app, what, name, obj, options, lines):
 
 def drop_thebe(app, pagename, templatename, context, doctree):
     context["script_files"] = [
-        script for script in context.get("script_files", []) if "thebe" not in str(script)]
+        script
+        for script in context.get("script_files", [])
+        if "thebe" not in str(script)
+    ]
 
 
 def setup(app):
     app.connect("doctree-read", label_exported_cells)
-    app.connect("autodoc-process-docstring", read_as_prose, priority=400)  # before napoleon
+    app.connect(
+        "autodoc-process-docstring", read_as_prose, priority=400
+    )  # before napoleon
     app.connect("html-page-context", drop_thebe, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

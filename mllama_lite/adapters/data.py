@@ -8,15 +8,18 @@ an imagefolder. Everything in it is checked before anything is trained.
 import json
 import os
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mllama_lite.errors import InputError
+from mllama_lite.errors import InputError, shown
+from mllama_lite.files import system_errors
+from mllama_lite.model import Mllama, MllamaConfig
 from mllama_lite.tiles import image_to_tiles, open_image
-from mllama_lite.tokenizer import ImagePart
+from mllama_lite.tokenizer import ImagePart, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,14 @@ class Sample:
     labels: list[int]
 
     @property
-    def num_answer_tokens(self):
+    def num_answer_tokens(self) -> int:
         """How many tokens there are to learn."""
         return sum(label >= 0 for label in self.labels)
 
 
-def encode_sample(tokenizer, messages, num_images=0):
+def encode_sample(
+    tokenizer: Tokenizer, messages: list[dict[str, str]], num_images: int = 0
+) -> tuple[list[int], list[int]]:
     """A conversation, with the next tokens of the assistant's answers as labels.
 
     The end of an answer is learned too: it is what makes a model stop.
@@ -73,7 +78,17 @@ class Bad(Exception):
 KEYS = ("file_name", "file_names", "question", "answer", "messages")
 
 
-def read_line(line, folder):
+def _without_doubles(pairs):
+    """The dict of an object's pairs; Python would keep the last of equal keys."""
+    keys = [key for key, _ in pairs]
+    if double := next((key for key in keys if keys.count(key) > 1), None):
+        raise Bad(f"the key {shown(double)} stands there twice, expected it once")
+    return dict(pairs)
+
+
+def read_line(
+    line: bytes, folder: Path
+) -> tuple[tuple[Path, ...], list[dict[str, str]]]:
     """One line of metadata.jsonl, in the two forms that a sample may have.
 
     Args:
@@ -87,26 +102,30 @@ def read_line(line, folder):
         Bad: with everything that is wrong with the line; images are not opened.
     """
     try:
-        entry = json.loads(line.decode())
+        entry = json.loads(line.decode(), object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError) as error:
         raise Bad(f"it is not JSON ({error})") from None
     if not isinstance(entry, dict):
         raise Bad(f"it is a {type(entry).__name__}, expected an object with keys")
     unknown = [key for key in entry if key not in KEYS]
-    problems = [f"unknown key {key!r}, expected {', '.join(KEYS)}" for key in unknown]
+    problems = [
+        f"unknown key {shown(key)}, expected {', '.join(KEYS)}" for key in unknown[:9]
+    ]
     # A column that other lines have is null here, as datasets sees it too.
     entry = {key: value for key, value in entry.items() if value is not None}
     names = entry.get("file_names", [])
-    if entry.get("file_name"):
+    if "file_name" in entry:
         names = [entry["file_name"]]
         if "file_names" in entry:
             problems.append("both file_name and file_names, expected one of them")
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        problems.append(f"the file names are {names!r}, expected text")
+        problems.append(f"the file names are {shown(names)}, expected text")
         names = []
     for name in names:
         if not name or os.path.isabs(name) or ".." in Path(name).parts or "://" in name:
-            problems.append(f"the file name {name!r} is not a path inside {folder}")
+            problems.append(
+                f"the file name {shown(name)} is not a path inside {folder}"
+            )
     messages = entry.get("messages")
     if messages is None:
         roles = {"user": "question", "assistant": "answer"}
@@ -119,25 +138,48 @@ def read_line(line, folder):
     return tuple(folder / name for name in names), messages
 
 
-def message_problems(messages):
+def message_problems(messages: object) -> list[str]:
     """What is wrong with a list of messages, as clauses."""
     if not isinstance(messages, list) or not messages:
-        return [f"the messages are {messages!r}, expected a list of role and content"]
+        return [
+            f"the messages are {shown(messages)}, expected a list of role and content"
+        ]
     problems = []
     for message in messages:
         if not isinstance(message, dict) or message.keys() != {"role", "content"}:
-            problems.append(f"a message is {message!r}, expected role and content")
+            problems.append(f"a message is {shown(message)}, expected role and content")
             continue
         role, text = message["role"], message["content"]
         if role not in ("system", "user", "assistant"):
-            problems.append(f"the role {role!r}, expected system, user or assistant")
+            problems.append(
+                f"the role {shown(role)}, expected system, user or assistant"
+            )
         if not isinstance(text, str) or not text.strip():
             what = "answer" if role == "assistant" else "question"
-            problems.append(f"the {what} is {text!r}, expected some text")
+            problems.append(f"the {what} is {shown(text)}, expected some text")
+        elif not text.isascii() and re.search("[\ud800-\udfff]", text):
+            problems.append(
+                f"the text of the {role} is {shown(text)}, expected whole characters: "
+                "one half of a surrogate pair stands alone"
+            )
     roles = [message.get("role") for message in messages if isinstance(message, dict)]
-    if "user" not in roles or roles[-1] != "assistant":
+    if not roles or "user" not in roles or roles[-1] != "assistant":
         problems.append("expected a message of the user, and the assistant's last")
     return problems
+
+
+LONGEST_LINE = 2**24  # bytes
+
+
+def lines_of(file: Path) -> Iterator[bytes]:
+    """The lines of a file; of one that is too long, a little more than is allowed."""
+    # Opened as bytes, where a line feed alone ends a line.
+    with system_errors(file, "read"), open(file, "rb") as opened:
+        while line := opened.readline(LONGEST_LINE + 1):
+            rest = line
+            while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
+                rest = opened.readline(LONGEST_LINE + 1)
+            yield line
 
 
 class Reader:
@@ -151,30 +193,41 @@ class Reader:
     Attributes:
         problems: a text for each of them, with file and line.
         num_bad: lines that are no samples.
+
+    Raises:
+        InputError: max_length is above the model's context.
     """
 
-    def __init__(self, tokenizer, config, max_length=None):
+    def __init__(
+        self, tokenizer: Tokenizer, config: MllamaConfig, max_length: int | None = None
+    ):
         self.tokenizer, self.config = tokenizer, config
-        self.longest = max_length or config.text.max_position_embeddings
+        longest = config.text.max_position_embeddings
+        self.longest = longest if max_length is None else max_length
+        if not 0 < self.longest <= longest:
+            raise InputError(
+                f"max_length is {shown(max_length)}: expected a whole number of "
+                f"tokens, at most {longest}, the model's context; change it."
+            )
         self.problems, self.num_bad = [], 0
         self._images = {}  # path to what is wrong with it, or None
 
-    def read(self, file, called):
+    def read(self, file: Path, called: str) -> list[Sample]:
         """The usable samples of a metadata.jsonl; `called` names it in problems."""
         samples = []
-        # Only a line feed ends a line; str.splitlines knows nine more ends.
-        for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
-            if not line.strip():
-                continue
+        for number, line in enumerate(lines_of(file), start=1):
             where = f"{called} line {number}"
             try:
-                samples.append(self.sample(line, file.parent, where))
+                if len(line) > LONGEST_LINE:
+                    raise Bad(f"it has more than {LONGEST_LINE:,} bytes")
+                if line.strip():
+                    samples.append(self.sample(line, file.parent, where))
             except Bad as bad:
                 self.problems += [f"{where}: {problem}" for problem in bad.args]
                 self.num_bad += 1
         return samples
 
-    def sample(self, line, folder, where):
+    def sample(self, line: bytes, folder: Path, where: str) -> Sample:
         """A Sample; see `read_line` for `Bad`. Every image is opened once, to try."""
         images, messages = read_line(line, folder)
         problems = [error for path in images if (error := self._image_problem(path))]
@@ -199,15 +252,26 @@ class Reader:
         if path not in self._images:
             self._images[path] = None
             try:
+                # A pipe would be waited for.
+                if os.path.exists(path) and not os.path.isfile(path):
+                    raise InputError(
+                        f"The image {path} is no file: expected an image file; check "
+                        "the name."
+                    )
                 open_image(path)
-            except InputError as error:
+            except (InputError, OSError, ValueError) as error:
                 self._images[path] = str(error)
         return self._images[path]
 
 
 def read_samples(
-    data, tokenizer, config, max_length=None, skip_bad=False, report=print
-):
+    data: str | os.PathLike,
+    tokenizer: Tokenizer,
+    config: MllamaConfig,
+    max_length: int | None = None,
+    skip_bad: bool = False,
+    report: Callable[[str], object] | None = print,
+) -> tuple[list[Sample], list[Sample]]:
     """All samples of a data folder, checked.
 
     Args:
@@ -223,9 +287,13 @@ def read_samples(
         (samples, validation): lists of Sample; the second is empty without its folder.
 
     Raises:
-        InputError: there is no such folder or no sample; some lines are no samples, all
-            of which are listed.
+        InputError: there is no such folder or no sample; some lines are no samples: the
+            error's arguments list all of them, and its text the first.
     """
+    if not isinstance(data, (str, os.PathLike)) or not str(data).strip():
+        raise InputError(
+            f"The data folder is {shown(data)}: expected a path; name one."
+        )
     data = Path(data)
     parts = {"train": data / "train", "validation": data / "validation"}
     names = {name: f"{name}/metadata.jsonl" for name in parts}
@@ -242,14 +310,15 @@ def read_samples(
     for name, file in files.items():
         if file.is_file():
             samples[name] = reader.read(file, names[name])
-    listed = "\n  ".join(reader.problems)
     if reader.problems and not skip_bad:
         raise InputError(
             f"{data} has bad lines, {reader.num_bad} of them: expected none; correct "
-            f"or remove them, or go on without them with --skip-bad:\n  {listed}"
+            "or remove them, or go on without them with --skip-bad:",
+            *reader.problems,
         )
     if reader.problems and report:
-        report(f"bad lines that are skipped, {reader.num_bad} of them:\n  {listed}")
+        told = f"bad lines that are skipped, {reader.num_bad} of them:"
+        report(str(InputError(told, *reader.problems)))
     if not samples["train"]:
         raise InputError(
             f"{files['train']} holds no samples: expected at least one line with a "
@@ -258,7 +327,7 @@ def read_samples(
     return samples["train"], samples["validation"]
 
 
-def hold_out(samples, share, seed=0):
+def hold_out(samples: list, share: float, seed: int = 0) -> tuple[list, list]:
     """Take samples away for measuring, the same ones for the same seed.
 
     Args:
@@ -276,7 +345,9 @@ def hold_out(samples, share, seed=0):
     return rest, [samples[i] for i in sorted(taken)]
 
 
-def indices_of_step(step, size, count, seed=0, epochs=None):
+def indices_of_step(
+    step: int, size: int, count: int, seed: int = 0, epochs: int | None = None
+) -> list[int]:
     """Which samples a step learns from: a function of the seed and the step alone.
 
     Every epoch has an order of its own, and the epochs follow each other without a gap:
@@ -318,7 +389,9 @@ class Batch:
     images: list
 
 
-def make_batch(samples, tokenizer, config):
+def make_batch(
+    samples: list[Sample], tokenizer: Tokenizer, config: MllamaConfig
+) -> Batch:
     """Open the images of some samples and pad their tokens.
 
     Args:
@@ -350,7 +423,7 @@ def make_batch(samples, tokenizer, config):
     return Batch(tokens, labels, images)
 
 
-def answer_logits(model, batch):
+def answer_logits(model: Mllama, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """What a model expects where an answer's tokens follow.
 
     Args:

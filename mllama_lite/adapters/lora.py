@@ -5,15 +5,18 @@ Built in chapter 12, notebooks/12_lora.ipynb. The model's code knows nothing of 
 its layers are wrapped from outside.
 """
 
+import itertools
 import math
 import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
-from mllama_lite.errors import InputError
+from mllama_lite.errors import InputError, shown
+from mllama_lite.model import Mllama
 
 
 # What can be adapted, by what it is. {self} and {cross} stand for the indices of the
@@ -52,7 +55,13 @@ class LowRank(nn.Module):
     """
 
     def __init__(
-        self, in_features, out_features, rank, alpha, dropout=0.0, device=None
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        device: torch.device | None = None,
     ):
         super().__init__()
         settings = {"dtype": torch.float32, "device": device}
@@ -61,7 +70,7 @@ class LowRank(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.rank, self.alpha, self.scale = rank, alpha, alpha / rank
 
-    def first_values(self, generator):
+    def first_values(self, generator: torch.Generator) -> None:
         """Fill A uniformly between -1 and 1 over the root of its inputs; B is 0."""
         bound = self.A.shape[1] ** -0.5
         values = torch.rand(self.A.shape, generator=generator) * 2 - 1
@@ -75,16 +84,17 @@ class LowRank(nn.Module):
         x = nn.functional.linear(self.dropout(x), self.A)
         return nn.functional.linear(x, self.B) * self.scale
 
-    def product(self):
+    def product(self) -> torch.Tensor:
         """scale · B A, fp32 [out, in]: what the adapter adds to the weight."""
         return self.scale * (self.B @ self.A)
 
 
 class LoRALinear(nn.Module):
-    """A Linear as it was, plus the active ones of several adapters.
+    """A matrix layer as it was, plus the active ones of several adapters.
 
     Args:
-        base: nn.Linear, kept as it is.
+        base: nn.Linear, or a quantised layer that says its `in_features` and
+            `out_features` as a Linear does; kept as it is.
 
     Attributes:
         base: the same.
@@ -93,9 +103,10 @@ class LoRALinear(nn.Module):
         merged: names of the adapters that are in the weight already.
     """
 
-    def __init__(self, base):
+    def __init__(self, base: nn.Module):
         super().__init__()
         self.base = base
+        self.in_features, self.out_features = base.in_features, base.out_features
         self.adapters = nn.ModuleDict()
         self.active, self.merged = (), ()
         self._unmerged_weight = None
@@ -120,10 +131,20 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merge(self):
-        """Add the active adapters to the base's weight; the weight before is kept."""
+        """Add the active adapters to the base's weight; the weight before is kept.
+
+        Raises:
+            InputError: the base is no plain Linear, whose weight could take the sum.
+        """
         self.unmerge()
         names = tuple(name for name in self.active if name in self.adapters)
         if names:
+            if not isinstance(self.base, nn.Linear):
+                raise InputError(
+                    f"An adapter cannot be merged into a {type(self.base).__name__}: "
+                    "expected plain Linear layers; keep it beside the weights, or merge "
+                    "before quantising."
+                )
             weight = self.base.weight
             total = sum(self.adapters[name].product() for name in names)
             self._unmerged_weight, self.merged = weight.data, names
@@ -136,8 +157,8 @@ class LoRALinear(nn.Module):
             self._unmerged_weight, self.merged = None, ()
 
 
-def find_targets(model, targets):
-    """Names of the Linear layers that some groups or patterns stand for.
+def find_targets(model: Mllama, targets: str | Sequence[str]) -> list[str]:
+    """Names of the matrix layers that some groups or patterns stand for.
 
     Args:
         model: Mllama, with adapters or without.
@@ -148,7 +169,8 @@ def find_targets(model, targets):
         list of names, in the order of the model.
 
     Raises:
-        InputError: a target that matches nothing, or something that is not a Linear.
+        InputError: a target that matches nothing, or something that is no matrix: no
+            layer is left out in silence.
     """
     modules = dict(named_layers(model))
     groups = groups_of(model)
@@ -168,23 +190,24 @@ def find_targets(model, targets):
             matching = [name for name in modules if fnmatchcase(name, str(target))]
         if not matching:
             raise InputError(
-                f"The target {target!r} matches no layer of this model: expected all, "
+                f"The target {shown(target)} matches no layer of this model: expected all, "
                 f"{', '.join(GROUPS)}, or a pattern of module names such as "
                 "*.self_attn.q_proj; correct it."
             )
         for name in matching:
-            if not isinstance(modules[name], (nn.Linear, LoRALinear)):
+            if not is_matrix(modules[name]):
                 kind = type(modules[name]).__name__
                 raise InputError(
-                    f"The target {target!r} matches {name}, a {kind}: expected Linear "
-                    "layers alone; make the pattern narrower."
+                    f"The target {shown(target)} matches {name}, a {kind}: expected layers "
+                    "with in_features and out_features alone, as a Linear has; make the "
+                    "pattern narrower."
                 )
         found.update(matching)
     return [name for name in modules if name in found]
 
 
-def groups_of(model):
-    """Which of GROUPS each Linear belongs to: dict from its name to a list of keys."""
+def groups_of(model: Mllama) -> dict[str, list[str]]:
+    """Which of GROUPS a layer belongs to: dict from its name to a list of keys."""
     text = model.config.text
     layers = {
         "self": "({})".format("|".join(map(str, text.self_attention_layers))),
@@ -196,14 +219,19 @@ def groups_of(model):
         )
         for group, pattern in GROUPS.items()
     }
-    return {
+    found = {
         name: [group for group in GROUPS if re.fullmatch(patterns[group], name)]
-        for name, module in named_layers(model)
-        if isinstance(module, (nn.Linear, LoRALinear))
+        for name, _ in named_layers(model)
     }
+    return {name: groups for name, groups in found.items() if groups}
 
 
-def named_layers(model):
+def is_matrix(module: nn.Module) -> bool:
+    """Whether a layer multiplies by a matrix, in whatever form it keeps it."""
+    return hasattr(module, "in_features") and hasattr(module, "out_features")
+
+
+def named_layers(model: Mllama) -> Iterator[tuple[str, nn.Module]]:
     """Modules by the names they have without adapters; nothing inside a wrapper."""
     inside = {
         id(part)
@@ -217,29 +245,30 @@ def named_layers(model):
             yield name, module
 
 
-def lora_layers(model):
+def lora_layers(model: Mllama) -> dict[str, LoRALinear]:
     """The wrapped layers of a model: dict from name to LoRALinear."""
     named = model.named_modules()
     return {name: module for name, module in named if isinstance(module, LoRALinear)}
 
 
 def add_adapter(
-    model,
-    targets=("self", "mlp", "cross"),
-    rank=8,
-    alpha=16,
-    dropout=0.0,
-    name="default",
-    seed=0,
-    report=print,
-):
+    model: Mllama,
+    targets: str | Sequence[str] = ("self", "mlp", "cross"),
+    rank: int = 8,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    name: str = "default",
+    seed: int = 0,
+    report: Callable[[str], object] | None = print,
+) -> list[nn.Parameter]:
     """Give a model a new adapter and let nothing else be trained.
 
     Args:
         model: Mllama; its layers are wrapped in place.
         targets: see `find_targets`; one may end in a rank of its own, as head:64.
         rank: r of every other pair of matrices.
-        alpha: the sum is multiplied by alpha / rank, with this rank for all pairs.
+        alpha: the sum is multiplied by alpha / rank, with this rank for all pairs; None
+            for twice the rank, so that the factor is 2 at every rank.
         dropout: share of an adapter's inputs set to 0 while training.
         name: of the adapter; it becomes the active one.
         seed: of the first values.
@@ -250,24 +279,34 @@ def add_adapter(
         list of the adapter's parameters.
 
     Raises:
-        InputError: see `find_targets`; a rank, alpha or dropout that makes no sense; a
-            name that is taken or is not one word.
+        InputError: see `find_targets`; a rank, alpha, dropout or seed that makes no
+            sense; a rank above what a layer's matrix can have; a name that is taken or
+            is not one word.
     """
     if type(rank) is not int or rank < 1:
         raise InputError(
-            f"The rank is {rank!r}: expected a whole number, 1 or more; change it."
+            f"The rank is {shown(rank)}: expected a whole number, 1 or more; change it."
         )
-    if not isinstance(alpha, (int, float)) or not alpha > 0 or math.isinf(alpha):
-        raise InputError(f"alpha is {alpha!r}: expected a number above 0; change it.")
-    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+    alpha = 2 * rank if alpha is None else alpha
+    for what, value, fits, expected in (
+        ("alpha", alpha, lambda x: 0 < x < math.inf, "a number above 0"),
+        ("dropout", dropout, lambda x: 0 <= x < 1, "a number from 0 up to 1"),
+    ):
+        if type(value) not in (int, float) or not fits(value):
+            raise InputError(
+                f"{what} is {shown(value)}: expected {expected}; change it."
+            )
+    if type(seed) is not int or not 0 <= seed < 2**63:
         raise InputError(
-            f"dropout is {dropout!r}: expected a number from 0 up to 1; change it."
+            f"The seed is {shown(seed)}: expected a whole number from 0 to 2^63 - 1; "
+            "change it."
         )
     check_new_name(model, name)
     shapes = {}
     for layer, own in find_ranks(model, targets, rank).items():
-        out_features, in_features = model.get_submodule(layer).weight.shape
-        shapes[layer] = (in_features, out_features, own, alpha * own / rank, dropout)
+        module = model.get_submodule(layer)
+        shape = module.in_features, module.out_features
+        shapes[layer] = (*shape, own, alpha * own / rank, dropout)
     pairs = make_pairs(model, shapes)
     generator = torch.Generator().manual_seed(seed)
     for pair in pairs.values():
@@ -280,25 +319,45 @@ def add_adapter(
     return parameters
 
 
-def find_ranks(model, targets, rank):
+def find_ranks(
+    model: Mllama, targets: str | Sequence[str], rank: int
+) -> dict[str, int]:
     """The rank at every layer of some targets: dict from its name, in model order."""
     targets, ranks = [targets] if isinstance(targets, str) else list(targets), {}
     for target in targets:
         group, colon, own = str(target).partition(":")
-        if colon and not (own.isdecimal() and int(own)):
+        if colon and not re.fullmatch("[1-9][0-9]{0,8}", own):
             raise InputError(
-                f"The target {target!r} ends in {own!r}: expected its rank, a whole "
-                "number, 1 or more; correct it."
+                f"The target {shown(target)} ends in {shown(own)}: expected its rank, "
+                "a whole number, 1 or more; correct it."
             )
         for layer in find_targets(model, group):
             ranks[layer] = int(own) if colon else rank
+    for layer, own in ranks.items():
+        module = model.get_submodule(layer)
+        shape = module.out_features, module.in_features
+        if own > min(shape):
+            raise InputError(
+                f"The rank is {shown(own)} at {layer}, a matrix of {shape[0]} x "
+                f"{shape[1]}: expected at most {min(shape)}, the rank that it can have "
+                "itself; lower it, or give the layer one of its own, as head:64."
+            )
     return {layer: ranks[layer] for layer in find_targets(model, list(ranks))}
 
 
-def check_new_name(model, name):
+def adapter_size(model: Mllama, targets: str | Sequence[str], rank: int) -> int:
+    """How many parameters `add_adapter` would train; see there for what it raises."""
+    ranks, size = find_ranks(model, targets, rank), 0
+    for layer, own in ranks.items():
+        module = model.get_submodule(layer)
+        size += own * (module.in_features + module.out_features)
+    return size
+
+
+def check_new_name(model: Mllama, name: str) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
         raise InputError(
-            f"The adapter's name is {name!r}: expected letters, digits and _; choose "
+            f"The adapter's name is {shown(name)}: expected letters, digits and _; choose "
             "another."
         )
     if name in adapter_names(model):
@@ -308,15 +367,19 @@ def check_new_name(model, name):
         )
 
 
-def make_pairs(model, shapes):
+def make_pairs(model: Mllama, shapes: dict[str, tuple]) -> dict[str, LowRank]:
     """A LowRank of each shape, where the layer is: dict from layer to it."""
-    return {
-        layer: LowRank(*shape, device=model.get_submodule(layer).weight.device)
-        for layer, shape in shapes.items()
-    }
+    pairs = {}
+    for layer, shape in shapes.items():
+        module = model.get_submodule(layer)
+        some = next(itertools.chain(module.parameters(), module.buffers()))
+        pairs[layer] = LowRank(*shape, device=some.device)
+    return pairs
 
 
-def put_adapter(model, name, pairs):
+def put_adapter(
+    model: Mllama, name: str, pairs: dict[str, LowRank]
+) -> dict[str, LowRank]:
     """Wrap layers where needed and give each its LowRank: all of them, or none.
 
     Raises:
@@ -331,20 +394,20 @@ def put_adapter(model, name, pairs):
         module.adapters[name] = pair.train(model.training)
 
 
-def adapter_names(model):
+def adapter_names(model: Mllama) -> list[str]:
     """Names of all adapters that a model has, in the order they came."""
     layers = lora_layers(model).values()
     return list(dict.fromkeys(name for layer in layers for name in layer.adapters))
 
 
-def train_only(model, name):
+def train_only(model: Mllama, name: str) -> list[nn.Parameter]:
     """Let one adapter's matrices be trained and nothing else; returns them."""
     model.requires_grad_(False)
     pairs = [layer.adapters[name] for layer in layers_with(model, name).values()]
     return [p.requires_grad_(True) for pair in pairs for p in (pair.A, pair.B)]
 
 
-def layers_with(model, name):
+def layers_with(model: Mllama, name: str) -> dict[str, LoRALinear]:
     """Wrapped layers that an adapter has a part in; unknown names are refused."""
     layers = lora_layers(model)
     there = {
@@ -359,7 +422,7 @@ def layers_with(model, name):
     return there
 
 
-def describe(model, name="default"):
+def describe(model: Mllama, name: str = "default") -> str:
     """Which layers an adapter is on, and how many parameters it has, as a text."""
     layers, groups = layers_with(model, name), groups_of(model)
     sizes = {
@@ -382,7 +445,7 @@ def describe(model, name="default"):
     return "\n".join([first, *lines, last])
 
 
-def base_parameters(model):
+def base_parameters(model: Mllama) -> list[nn.Parameter]:
     """The parameters that are not an adapter's."""
     mine = {
         id(parameter)
@@ -392,7 +455,7 @@ def base_parameters(model):
     return [p for p in model.parameters() if id(p) not in mine]
 
 
-def use_adapters(model, *names):
+def use_adapters(model: Mllama, *names: str) -> None:
     """Make these adapters the active ones, all together; without a name, none is.
 
     Raises:
@@ -415,7 +478,7 @@ def check_apart(model):
 
 
 @contextmanager
-def adapters_used(model, *names):
+def adapters_used(model: Mllama, *names: str) -> Iterator[None]:
     """For the length of a `with` block: these adapters, or without a name none."""
     before = {layer: layer.active for layer in lora_layers(model).values()}
     use_adapters(model, *names)
@@ -426,7 +489,7 @@ def adapters_used(model, *names):
             layer.active = active
 
 
-def merge(model):
+def merge(model: Mllama) -> None:
     """Add the active adapters to the weights: no more cost than the model alone.
 
     The weights before are kept, so this takes the memory of the adapted layers once
@@ -436,13 +499,13 @@ def merge(model):
         layer.merge()
 
 
-def unmerge(model):
+def unmerge(model: Mllama) -> None:
     """Put the weights back that were there before `merge`, bit for bit."""
     for layer in lora_layers(model).values():
         layer.unmerge()
 
 
-def remove_adapters(model):
+def remove_adapters(model: Mllama) -> None:
     """Take all adapters off: a plain model again, with merged weights if they are.
 
     Merge first to keep what was learned, as for `save_model`.

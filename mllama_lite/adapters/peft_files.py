@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mllama_lite.adapters.lora import (
-    LoRALinear,
     base_parameters,
     check_apart,
     check_new_name,
+    is_matrix,
     layers_with,
     make_pairs,
     named_layers,
@@ -263,7 +263,7 @@ def load_adapter(
     )
     shapes, values = {}, {}
     for layer, (theirs, pair) in stored.items():
-        rows, columns = modules[layer].weight.shape
+        rows, columns = modules[layer].out_features, modules[layer].in_features
         rank = pair["A"].shape[0]
         wanted = _value(ranks, theirs, config.get("r", rank))
         if pair["B"].shape != (rows, rank) or pair["A"].shape != (wanted, columns):
@@ -326,7 +326,7 @@ def _matrices(folder, modules, tensors):
             )
         theirs, matrix = parts.groups()
         layer = our_name(theirs)
-        if not isinstance(modules.get(layer), (nn.Linear, LoRALinear)):
+        if not is_matrix(modules.get(layer)):
             raise InputError(
                 f"{folder} has an adapter for {theirs}: expected Linear layers of this "
                 "model; use the model that it was trained on."

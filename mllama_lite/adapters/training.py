@@ -7,15 +7,15 @@ its number, so that training can stop anywhere and go on as if it had not.
 
 import csv
 import hashlib
-import json
 import math
 import os
+import re
 import time
-import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from functools import partial
-from numbers import Real
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -25,96 +25,53 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mllama_lite.adapters.data import (
+    Batch,
+    Sample,
     answer_logits,
     hold_out,
     indices_of_step,
     make_batch,
     read_samples,
 )
-from mllama_lite.adapters.lora import adapter_names, add_adapter, remove_adapters
+from mllama_lite.adapters.lora import (
+    adapter_names,
+    adapter_size,
+    add_adapter,
+    base_parameters,
+    remove_adapters,
+)
 from mllama_lite.adapters.peft_files import save_adapter
+from mllama_lite.adapters.recipe import ALPHA, Recipe, chosen, learning_rate, unwritten
+from mllama_lite.adapters.verdict import some_of, told, verdict
 from mllama_lite.checkpoints.hub import find_folder, find_tokenizer
 from mllama_lite.checkpoints.loading import open_checkpoint
-from mllama_lite.devices import find_device, find_dtype
-from mllama_lite.errors import InputError
+from mllama_lite.devices import find_device, find_dtype, free_memory
+from mllama_lite.errors import InputError, shown
+from mllama_lite.files import system_errors, written_aside
+from mllama_lite.model import Mllama, empty_model
+from mllama_lite.training_folder import (
+    STATE,
+    Unlike,
+    as_stored,
+    check_alike,
+    check_keys,
+    check_optimiser,
+    check_out,
+    check_settings,
+    load_state,
+    only_training,
+    save_state,
+)
 from mllama_lite.vlm import VLM, load
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What decides how a fine-tuning goes; whoever changes it begins anew.
-
-    Attributes:
-        targets, rank, alpha, dropout: of the adapter, see `add_adapter`.
-        epochs: how often every sample is seen.
-        steps: steps of the optimiser instead of epochs, or None.
-        lr: the highest learning rate.
-        warmup: share of the steps in which the learning rate rises to it.
-        batch: samples at once, which memory limits.
-        accumulate: how many such batches make a step.
-        clip: longest gradient; longer ones are shortened.
-        held_out: share of the samples that are measured, not learned, where the data
-            has no `validation` folder.
-        max_length: tokens that a sample may have; None for the model's context.
-        seed: of first values, order, dropout and what is held out.
-
-    Raises:
-        InputError: a setting is out of its range.
-    """
-
-    targets: tuple[str, ...] = ("self", "mlp", "cross")
-    rank: int = 8
-    alpha: float = 16
-    dropout: float = 0.0
-    epochs: int = 3
-    steps: int | None = None
-    lr: float = 2e-4
-    warmup: float = 0.05
-    batch: int = 4
-    accumulate: int = 1
-    clip: float = 1.0
-    held_out: float = 0.1
-    max_length: int | None = None
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("epochs", "steps", "batch", "accumulate", "max_length", "seed"):
-            value, least = getattr(self, name), 0 if name == "seed" else 1
-            if value is None and name in ("steps", "max_length"):
-                continue
-            if type(value) is not int or value < least:
-                raise InputError(
-                    f"{name} is {value!r}: expected a whole number, {least} or more; "
-                    "change it."
-                )
-        for name, fits, expected in (
-            ("lr", lambda x: 0 < x < math.inf, "a number above 0"),
-            ("clip", lambda x: x > 0, "a number above 0"),
-            ("warmup", lambda x: 0 <= x <= 1, "a number from 0 to 1"),
-            ("held_out", lambda x: 0 <= x < 1, "a number from 0 up to 1"),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, Real) or not fits(value):
-                raise InputError(
-                    f"{name} is {value!r}: expected {expected}; change it."
-                )
-
-
-def learning_rate(recipe, step, steps):
-    """At one of the steps: up in a line, then down to almost 0 along half a cosine."""
-    rising = round(recipe.warmup * steps)
-    if step < rising:
-        return recipe.lr * (step + 1) / rising
-    done = (step - rising) / (steps - rising)
-    return recipe.lr * (1 + math.cos(math.pi * done)) / 2
-
-
 @contextmanager
-def recomputed(model):
+def recomputed(model: Mllama) -> Iterator[None]:
     """Within this block layers keep only their input, and run again to go backward.
 
-    A third more time for a fraction of the memory. Nothing must be cached meanwhile: it
-    would be appended twice.
+    One more pass forward for a fraction of the memory: half more work where weights are
+    frozen, a third at most where all of them train. Nothing must be cached meanwhile:
+    it would be appended twice.
     """
     layers = [*model.language_model.model.layers]
     if model.config.vision is not None:
@@ -140,12 +97,13 @@ class Processes:
         device: torch device of this one.
 
     Raises:
-        InputError: several were started, and accelerate is not installed.
+        InputError: several were started, and accelerate is not installed, or the
+            environment does not say where they meet.
     """
 
-    def __init__(self, device=None):
+    def __init__(self, device: str | torch.device | None = None):
         self.accelerator, self.count, self.rank = None, 1, 0
-        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        if os.environ.get("WORLD_SIZE") in (None, "", "1"):
             self.device = find_device(device)
             return
         try:
@@ -155,20 +113,46 @@ class Processes:
                 "Several processes were started and accelerate is not installed: "
                 "expected it for training on several devices; pip install accelerate."
             ) from None
+        _check_environment()
         on_cpu = str(device) == "cpu" or not torch.cuda.is_available()
-        self.accelerator = Accelerator(cpu=on_cpu)
+        try:
+            self.accelerator = Accelerator(cpu=on_cpu)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise InputError(
+                f"The processes cannot meet ({type(error).__name__}): expected all of "
+                "them at MASTER_ADDR and MASTER_PORT; start them with torchrun or "
+                "accelerate launch."
+            ) from None
         self.count = self.accelerator.num_processes
         self.rank = self.accelerator.process_index
         self.device = self.accelerator.device  # each has its own
 
-    def sum(self, tensor):
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes."""
         if self.accelerator is None:
             return tensor
         return self.accelerator.reduce(tensor, "sum")
 
 
-def training_dtype(device, dtype=None):
+def _check_environment():
+    """Whether everything is set that a process needs to find the others."""
+    count = os.environ["WORLD_SIZE"]
+    most = int(count) - 1 if re.fullmatch("[1-9][0-9]{0,5}", count) else 0
+    limits = {"WORLD_SIZE": 10**6, "RANK": most, "LOCAL_RANK": most}
+    for name, most in (limits | {"MASTER_PORT": 65535, "MASTER_ADDR": None}).items():
+        value = os.environ.get(name)
+        whole = value and re.fullmatch("[0-9]{1,6}", value)
+        if not value or most is not None and not (whole and int(value) <= most):
+            raise InputError(
+                f"The environment has {name} {shown(value)} beside WORLD_SIZE "
+                f"{shown(count)}: expected what a launcher sets; start the processes "
+                "with torchrun or accelerate launch, or remove WORLD_SIZE."
+            )
+
+
+def training_dtype(
+    device: torch.device, dtype: str | torch.dtype | None = None
+) -> torch.dtype:
     """In what to train: bf16 where the device has it, else fp32.
 
     Args:
@@ -210,22 +194,35 @@ class Trainer:
 
     Attributes:
         step, steps: how many steps are done, and how many there are.
+        recipe: as given, with nothing left open.
         history: list of dicts with COLUMNS, one a step; None where nothing was
             measured. `tokens` are those of the answers, over which the loss is a mean;
             `seconds` are those of the step alone.
+        best: dict with `step`, `loss` and `adapter`, of the step after which the loss
+            on what is held out was lowest; None if nothing was measured yet.
     """
 
-    def __init__(self, vlm, samples, held_out, recipe, processes):
-        self.vlm, self.model, self.recipe = vlm, vlm.model.train(), recipe
+    def __init__(
+        self,
+        vlm: VLM,
+        samples: list[Sample],
+        held_out: list[Sample],
+        recipe: Recipe,
+        processes: Processes,
+    ):
+        self.vlm, self.model = vlm, vlm.model.train()
+        self.recipe = recipe = chosen(recipe, vlm.config)
         self.samples, self.held_out, self.processes = samples, held_out, processes
         named = self.model.named_parameters()
         self.parameters = {name: p for name, p in named if p.requires_grad}
         # Without decay: an adapter that shrinks is one that forgets.
         self.optimiser = torch.optim.AdamW(self.parameters.values(), weight_decay=0.0)
-        self.size = recipe.batch * recipe.accumulate  # samples of a step
+        # Samples of a step, at most all there are.
+        self.size = min(recipe.batch * recipe.accumulate, len(samples))
         self.epochs = None if recipe.steps else recipe.epochs
         self.steps = recipe.steps or -(-recipe.epochs * len(samples) // self.size)
-        self.step, self.history = 0, []
+        self.step, self.history, self.best = 0, [], None
+        self._settings = None
 
     def precision(self):
         """Autocast for a model in bf16: its adapters, kept in fp32, compute in bf16."""
@@ -233,7 +230,7 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.model.device.type, torch.bfloat16)
 
-    def batches(self, samples):
+    def batches(self, samples: list[Sample]) -> Iterator[Batch]:
         """This process's share of some samples, as Batch after Batch."""
         mine = samples[self.processes.rank :: self.processes.count]
         for first in range(0, len(mine), self.recipe.batch):
@@ -249,7 +246,13 @@ class Trainer:
             torch.manual_seed(int(np.random.default_rng(parts).integers(2**63)))
             yield
 
-    def train_step(self):
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """The summed loss of a batch's answers, fp32 scalar; a subclass may change it."""
+        with self.precision():
+            logits, labels = answer_logits(self.model, batch)
+        return F.cross_entropy(logits, labels, reduction="sum")
+
+    def train_step(self) -> None:
         """Learn from the samples of one step, and note in the history how it went.
 
         The loss is the mean over all tokens of all answers of the step, in however many
@@ -270,9 +273,7 @@ class Trainer:
         total = torch.zeros(1, device=self.model.device)
         with self.randomness(), torch.enable_grad():
             for batch in self.batches(chosen):
-                with self.precision():
-                    logits, labels = answer_logits(self.model, batch)
-                loss = F.cross_entropy(logits, labels, reduction="sum") / num_tokens
+                loss = self.loss(batch) / num_tokens
                 loss.backward()
                 total += loss.detach()
         self._add_up([total, *(parameter.grad for parameter in parameters)])
@@ -313,8 +314,10 @@ class Trainer:
         self.history[-1] |= measured
 
     @torch.no_grad()
-    def measure(self):
+    def measure(self) -> None:
         """Note the loss on what is held out, and the share of answers that are right.
+
+        The adapter with the lowest loss so far is kept as `best`.
 
         An answer is what greedy writing would give, to the letter, if and only if each
         of its tokens, its end too, is the likeliest one after those before it. So one
@@ -334,101 +337,167 @@ class Trainer:
         self._add_up([sums])
         num_tokens = sum(sample.num_answer_tokens for sample in self.held_out)
         loss, right, answers = sums.tolist()
-        self.note(held_out_loss=loss / num_tokens, held_out_right=right / answers)
+        loss = loss / num_tokens
+        self.note(held_out_loss=loss, held_out_right=right / answers)
+        if self.step and loss < (self.best["loss"] if self.best else math.inf):
+            self.best = {"step": self.step, "loss": loss, "adapter": self.adapter()}
 
-    def settings(self):
+    def adapter(self) -> dict[str, torch.Tensor]:
+        """A copy of the adapter as it is now."""
+        return {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def use_best(self) -> None:
+        """Make the adapter the best that was measured, if anything was."""
+        for name, value in self.best["adapter"].items() if self.best else ():
+            self.parameters[name].copy_(value)
+
+    def settings(self) -> dict:
         """What must be the same to go on: the recipe, the model, the samples."""
-        samples = hashlib.sha256()
-        for one in self.samples + self.held_out:
-            names = [path.name for path in one.images]
-            samples.update(repr((names, one.tokens, one.labels)).encode())
-        weights = self.model.language_model.lm_head.weight[:64].detach().float()
-        model = hashlib.sha256(weights.cpu().numpy().tobytes())
-        # As a file gives it back: tuples become lists.
-        return json.loads(json.dumps(asdict(self.recipe))) | {
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "a model of checksum": model.hexdigest()[:8],
-            "samples of checksum": samples.hexdigest()[:8],
-        }
+        if self._settings is None:
+            self._settings = as_stored(self.recipe) | {
+                "dtype": str(self.model.dtype).removeprefix("torch."),
+                "a model of checksum": weights_checksum(self.model)[:16],
+                "samples of checksum": samples_checksum(self.samples, self.held_out),
+            }
+        return self._settings
 
-    def save(self, path):
-        """Write everything to a file, aside and then renamed: no state is half there.
+    def state(self) -> dict:
+        """Everything that `load` needs to go on from here.
 
         Schedule, order and random numbers are functions of the seed and the step.
         """
-        state = {
+        return {
             "settings": self.settings(),
             "step": self.step,
             "history": self.history,
             "adapter": {name: p.detach() for name, p in self.parameters.items()},
             "optimiser": self.optimiser.state_dict(),
+            "best": self.best,
         }
-        part = path.with_suffix(".part")
-        torch.save(state, part)
-        os.replace(part, path)
 
-    def load(self, path):
+    def save(self, path: Path) -> None:
+        """Write the state to a file, see `save_state`."""
+        save_state(path, self.state())
+
+    @torch.no_grad()
+    def load(self, path: Path) -> None:
         """Go on from where `save` was called.
 
         Raises:
-            InputError: it was called with other settings; the file is damaged.
+            InputError: it was called with other settings; see `load_state`.
         """
-        try:
-            # torch leaves the checksums of its own files unread.
-            if damaged := zipfile.ZipFile(path).testzip():
-                raise zipfile.BadZipFile(damaged)
-            state = torch.load(path, self.model.device, weights_only=True)
-            theirs, mine = state["settings"], self.settings()
-            other = [name for name in mine if theirs.get(name) != mine[name]]
-            if not other:
-                self.optimiser.load_state_dict(state["optimiser"])
-                with torch.no_grad():
-                    for name, parameter in self.parameters.items():
-                        parameter.copy_(state["adapter"][name])
-                self.step, self.history = state["step"], state["history"]
-        except Exception as error:  # torch's reader raises many kinds
-            raise InputError(
-                f"{path} cannot be read ({type(error).__name__}): expected the state "
-                "of a training; delete it to begin anew."
-            ) from None
-        if other:
-            raise InputError(
-                f"{path} was begun with {other[0]} {theirs.get(other[0])!r}: expected "
-                f"{mine[other[0]]!r}, as now asked for; use the same settings, or "
-                "another folder."
-            )
+        state = load_state(path, self._check, self.model.device)
+        if state["step"] == 0:
+            return  # it only says whose folder this is
+        check_settings(path, state["settings"], self.settings())
+        self.optimiser.load_state_dict(state["optimiser"])
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state["adapter"][name])
+        self.step, self.history = state["step"], state["history"]
+        self.best = state["best"]
+
+    def _check(self, state):
+        """Whether a state is of this training's form; see `load_state`."""
+        mine = self.state()
+        if state.keys() != mine.keys() or type(state["step"]) is not int:
+            raise Unlike("it has other keys")
+        if state["settings"] != mine["settings"]:
+            check_keys(state["settings"], mine["settings"], "the settings")
+            return  # which `load` says in its own words
+        step, rows, best = state["step"], state["history"], state["best"]
+        if not 0 <= step <= self.steps:
+            raise Unlike(f"step {step} of {self.steps}")
+        check_alike(state["adapter"], mine["adapter"], "the adapter")
+        check_optimiser(state["optimiser"], self.optimiser, step)
+        if best is not None:
+            like = {"step": 0, "loss": 0.0, "adapter": mine["adapter"]}
+            check_alike(best, like, "the best adapter")
+        steps = [row["step"] for row in rows]
+        begin = step + 1 - len(rows)  # 0 where something was measured before
+        if begin not in (0, 1) or steps != list(range(begin, step + 1)):
+            raise Unlike("its history has other steps")
+        for row in rows:
+            if tuple(row) != COLUMNS or not all(
+                value is None or type(value) in (int, float) for value in row.values()
+            ):
+                raise Unlike("its history has other columns")
 
 
-def write_rows(path, rows, mode="a"):
+CHUNK = 2**22  # numbers
+
+
+@torch.no_grad()
+def weights_checksum(model: Mllama) -> str:
+    """Hexadecimal digits that tell a model's weights, all of them, from others.
+
+    Sums of whole numbers are exact on every device and as fast as memory: each number's
+    bits, taken as a whole number, times an odd one that says where it stands. One that
+    changes always changes its sum.
+    """
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    digest, odd = hashlib.sha256(), torch.arange(1, 2 * CHUNK, 2, device=model.device)
+    for parameter in base_parameters(model):
+        bits = parameter.detach().flatten().view(whole[parameter.dtype.itemsize])
+        sums = [(c.long() * odd[: len(c)]).sum() for c in bits.split(CHUNK)]
+        digest.update(f"{parameter.dtype}{list(parameter.shape)}".encode())
+        digest.update(repr(torch.stack(sums).tolist()).encode())
+    return digest.hexdigest()
+
+
+def samples_checksum(*parts: list[Sample]) -> str:
+    """Of the samples' tokens and labels, and of the bytes of their pictures."""
+    digest, pictures = hashlib.sha256(), {}
+    for sample in (sample for samples in parts for sample in samples):
+        for path in sample.images:
+            if path not in pictures:
+                with system_errors(path, "read"), open(path, "rb") as file:
+                    pictures[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        names = [(path.name, pictures[path]) for path in sample.images]
+        digest.update(repr((names, sample.tokens, sample.labels)).encode())
+    return digest.hexdigest()[:16]
+
+
+def write_rows(path: Path, rows: list[dict], mode: str = "a") -> None:
     """Append rows of a history to a CSV file; mode "w" begins it."""
-    with open(path, mode, newline="") as file:
+    with system_errors(path, "written"), open(path, mode, newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if mode == "w":
             writer.writeheader()
         writer.writerows(rows)
 
 
-def draw_loss(path, history):
-    """A picture of the loss so far, if matplotlib is installed."""
+def draw_loss(path: Path, history: list[dict]) -> None:
+    """A picture of the loss so far, if matplotlib is installed and nothing is amiss.
+
+    It is made after the state is safe, and no training ends because of it.
+    """
     try:
         from matplotlib.figure import Figure
-    except ImportError:
-        return
-    axes = Figure(figsize=(7, 4), layout="constrained").add_subplot()
-    for column, style in (("loss", "-"), ("held_out_loss", "o-")):
-        points = [(r["step"], r[column]) for r in history if r[column] is not None]
-        if points:
-            axes.plot(*zip(*points), style, label=column.replace("_", " "))
-            axes.legend()
-    axes.set(xlabel="step", ylabel="loss")
-    part = path.with_suffix(".part")
-    axes.figure.savefig(part, format="png")
-    os.replace(part, path)
+
+        axes = Figure(figsize=(7, 4), layout="constrained").add_subplot()
+        for column, style in (("loss", "-"), ("held_out_loss", "o-")):
+            points = [(r["step"], r[column]) for r in history if r[column] is not None]
+            if points:
+                axes.plot(*zip(*points), style, label=column.replace("_", " "))
+                axes.legend()
+        axes.set(xlabel="step", ylabel="loss")
+        with written_aside(path) as part:
+            axes.figure.savefig(part, format="png")
+    except Exception:  # a library of many parts, none of which the training needs
+        pass
 
 
-def run(trainer, out, save_every=50, progress=None):
+def run(
+    trainer: Trainer,
+    out: Path,
+    save_every: int = 50,
+    progress: Callable[[Trainer], object] | None = None,
+) -> None:
     """Train to the end; `out` is kept up to date by the first process alone."""
     first = trainer.processes.rank == 0
+    if first and trainer.step == 0:
+        trainer.save(out / STATE)  # from now on the folder is this training's
     if trainer.step == 0 and trainer.held_out:
         trainer.measure()
     if first:  # rows after the state, of steps that are lost, go too
@@ -442,26 +511,26 @@ def run(trainer, out, save_every=50, progress=None):
         if first:
             write_rows(out / "metrics.csv", [row])
             if last or trainer.step % save_every == 0:
+                trainer.save(out / STATE)
                 draw_loss(out / "loss.png", trainer.history)
-                trainer.save(out / "training.pt")
             if progress:
                 progress(trainer)
 
 
 def finetune(
-    model,
-    data,
-    out,
-    recipe=Recipe(),
-    device=None,
-    dtype=None,
-    checkpointing=False,
-    skip_bad=False,
-    save_every=50,
-    resume=False,
-    progress=None,
-    report=print,
-):
+    model: VLM | str | PathLike | None,
+    data: str | PathLike,
+    out: str | PathLike,
+    recipe: Recipe = Recipe(),
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    checkpointing: bool = False,
+    skip_bad: bool = False,
+    save_every: int = 50,
+    resume: bool = False,
+    progress: Callable[[Trainer], object] | None = None,
+    report: Callable[[str], object] | None = print,
+) -> VLM:
     """Train an adapter, or go on where an earlier call was stopped.
 
     Every so many steps the state is written to `training.pt`. The same settings give
@@ -473,8 +542,9 @@ def finetune(
             id or folder; None for the model that the package ships.
         data: see `read_samples`.
         out: path of a folder; made if it is not there. At the end it holds the adapter
-            (see `load_adapter`), `metrics.csv` (see `Trainer`) and `loss.png`.
-        recipe: Recipe.
+            (see `load_adapter`), `metrics.csv` (see `Trainer`) and `loss.png`. Of what
+            was measured on held-out samples the adapter is the best.
+        recipe: Recipe; what it leaves open is chosen for the model, see `chosen`.
         device: torch device or its name; None for CUDA if there is one.
         dtype: "bfloat16" or "float32"; None for bf16 on a GPU that has it.
         checkpointing: see `recomputed`.
@@ -482,21 +552,27 @@ def finetune(
         save_every: steps; the most that is ever lost.
         resume: insist on an earlier call to go on from.
         progress: called with the Trainer after every step, or None.
-        report: called with texts that say what is trained, and on what; or None.
+        report: called with texts that say what is trained, and on what, and at the end
+            what it has changed; or None.
 
     Returns:
         VLM with the adapter, which is active and not merged.
 
     Raises:
-        InputError: see `read_samples`, `load`, `training_dtype`, `add_adapter` and
-            `Trainer.load`; a model with adapters or without a tokenizer; a folder that
-            cannot be used.
+        InputError: see `read_samples`, `load`, `training_dtype`, `add_adapter`,
+            `check_out`, `only_training` and `Trainer.load`; a model with adapters or
+            without a tokenizer; an adapter that does not fit into memory.
     """
-    given, out = model if isinstance(model, VLM) else None, Path(out)
+    if not isinstance(recipe, Recipe):
+        raise InputError(
+            f"The recipe is {shown(recipe)}: expected a Recipe; make one, as "
+            "Recipe(epochs=10)."
+        )
+    given, out = model if isinstance(model, VLM) else None, check_out(out)
+    check_calls(out, resume, save_every)
     processes = Processes(given.model.device if given else device)
     first = processes.rank == 0
     say = report if report and first else lambda text: None
-    check_folder(out, resume, save_every)
     folder = None if given else find_folder(model)
     config = given.config if given else open_checkpoint(folder).config
     tokenizer = given.tokenizer if given else find_tokenizer(folder)
@@ -506,67 +582,116 @@ def finetune(
             f"The model {what}: expected a plain model with its tokenizer; add "
             "tokenizer.model to its folder, or take adapters off with remove_adapters."
         )
-    # What is wrong with the data is said before gigabytes are loaded.
+    # What is wrong with settings or data is said before gigabytes are loaded.
+    plain = given.model if given else empty_model(config)
+    check_size(plain, chosen(recipe, config), processes.device)
     longest, share = recipe.max_length, recipe.held_out
     samples, held_out = read_samples(data, tokenizer, config, longest, skip_bad, say)
     if not held_out:
         samples, held_out = hold_out(samples, share, recipe.seed)
     wanted = given.model.dtype if given else find_dtype(dtype)
-    chosen = training_dtype(processes.device, wanted)
-    vlm = given or load(folder, processes.device, chosen)
-    names = ("targets", "rank", "alpha", "dropout", "seed")
-    add_adapter(vlm.model, **{n: getattr(recipe, n) for n in names}, report=say)
-    try:
-        trainer = Trainer(vlm, samples, held_out, recipe, processes)
-        if (out / "training.pt").is_file():
-            trainer.load(out / "training.pt")
-            say(f"going on after step {trainer.step} of {trainer.steps}")
-        agree(trainer, out)
-        dtype = vlm.model.dtype
-        say(
-            f"{len(samples)} samples to learn from, {len(held_out)} held out; "
-            f"{trainer.steps} steps in {str(dtype).removeprefix('torch.')} on "
-            f"{vlm.model.device}"
-            + (", which has no fast bfloat16" if wanted != dtype else "")
-        )
-        with recomputed(vlm.model) if checkpointing else nullcontext():
-            run(trainer, out, save_every, progress)
-    except BaseException:
-        remove_adapters(vlm.model)  # so that the same VLM can be given again
-        raise
-    finally:
-        vlm.model.eval()
-    if first:
-        save_adapter(vlm.model, out, base=None if given else model)
+    dtype = training_dtype(processes.device, wanted)
+    with only_training(out) if first else nullcontext():
+        vlm = given or load(folder, processes.device, dtype)
+        recipe = settled(recipe, vlm, samples, out / STATE, processes, say)
+        looked_at = some_of(held_out or samples) if report and first else []
+        before = told(vlm, looked_at)
+        names = ("targets", "rank", "alpha", "dropout", "seed")
+        add_adapter(vlm.model, **{n: getattr(recipe, n) for n in names}, report=say)
+        try:
+            trainer = Trainer(vlm, samples, held_out, recipe, processes)
+            if (out / STATE).is_file():
+                trainer.load(out / STATE)
+            if trainer.step:
+                say(f"going on after step {trainer.step} of {trainer.steps}")
+            agree(trainer, out)
+            dtype = vlm.model.dtype
+            say(
+                f"{len(samples)} samples to learn from, {len(held_out)} held out; "
+                f"{trainer.steps} steps in {str(dtype).removeprefix('torch.')} on "
+                f"{vlm.model.device}"
+                + (", which has no fast bfloat16" if wanted != dtype else "")
+            )
+            with recomputed(vlm.model) if checkpointing else nullcontext():
+                run(trainer, out, save_every, progress)
+            trainer.use_best()
+        except BaseException:
+            remove_adapters(vlm.model)  # so that the same VLM can be given again
+            raise
+        finally:
+            vlm.model.eval()
+        if first:
+            with system_errors(out, "written"):
+                save_adapter(vlm.model, out, base=None if given else model)
+            if looked_at:
+                say(verdict(trainer, looked_at, before, told(vlm, looked_at)))
     return vlm
 
 
-def check_folder(out, resume, save_every):
-    """Whether a folder can be trained in; it is made if it is not there."""
+def check_calls(out: Path, resume: bool, save_every: int) -> None:
+    """Whether there is something to go on from, and how often it is saved."""
     if type(save_every) is not int or save_every < 1:
         raise InputError(
-            f"save_every is {save_every!r}: expected a whole number of steps, 1 or "
-            "more; change it."
+            f"save_every is {shown(save_every)}: expected a whole number of steps, 1 "
+            "or more; change it."
         )
-    if out.exists() and not out.is_dir():
+    if resume and not (out / STATE).is_file():
         raise InputError(
-            f"{out} is a file: expected a folder to train in; choose another name."
+            f"{out} has no {STATE}: expected a training to go on with; check the path, "
+            "or begin anew without --resume."
         )
-    if not (out / "training.pt").is_file():
-        if resume:
-            raise InputError(
-                f"{out} has no training.pt: expected a training to go on with; check "
-                "the path, or begin anew without --resume."
-            )
-        if (out / "adapter_config.json").is_file():
-            raise InputError(
-                f"{out} holds an adapter without the state of its training: expected "
-                "an empty folder or both; choose another, so that it is not lost."
-            )
-    out.mkdir(parents=True, exist_ok=True)
 
 
-def agree(trainer, out):
+def check_size(model: Mllama, recipe: Recipe, device: torch.device) -> None:
+    """Whether an adapter, its gradients and AdamW's averages fit into what is free."""
+    need = 16 * adapter_size(model, recipe.targets, recipe.rank)  # four fp32 each
+    free = free_memory(device)
+    if free is not None and need > free:
+        raise InputError(
+            f"An adapter of rank {recipe.rank} needs {need / 2**30:,.1f} GiB for itself, "
+            f"gradients and averages, and {free / 2**30:,.1f} GiB are free on {device}: "
+            "expected less; choose a lower rank or fewer targets."
+        )
+
+
+def settled(
+    recipe: Recipe,
+    vlm: VLM,
+    samples: list[Sample],
+    state: Path,
+    processes: Processes,
+    say: Callable[[str], object],
+) -> Recipe:
+    """The recipe with nothing left open, and said what was chosen and why.
+
+    An earlier call that is gone on with has chosen already.
+    """
+    why, share, earlier = "", 0.0, {}
+    if recipe.targets is None and state.is_file():
+        kept = load_state(state, lambda kept: None)
+        if kept.get("step") and isinstance(kept.get("settings"), dict):
+            earlier = {"targets": kept["settings"].get("targets")}
+    if recipe.targets is None and not earlier:
+        if processes.rank == 0:
+            share = unwritten(vlm.model, vlm.tokenizer, samples, recipe.batch)
+        share = processes.sum(torch.tensor(share, device=processes.device)).item()
+        why = f" ({share:.0%} of the answers' tokens are never written by this model)"
+    whole = chosen(replace(recipe, **earlier), vlm.config, share > 0.05)
+    if None in (recipe.targets, recipe.lr):
+        say(
+            f"for a model of width {vlm.config.text.hidden_size}: learning rate "
+            f"{whole.lr:.2g}, targets {', '.join(whole.targets)}{why}"
+        )
+    if whole.alpha != ALPHA * whole.rank:
+        say(
+            f"alpha / rank is {whole.alpha / whole.rank:g}, where it is usually {ALPHA}: "
+            f"a step changes the model {whole.alpha / whole.rank / ALPHA:g} times as "
+            f"much; leave alpha out to keep it as the rank changes"
+        )
+    return whole
+
+
+def agree(trainer: Trainer, out: Path) -> None:
     """Whether all processes are at the same step, as they are with one folder."""
     steps = trainer.processes.sum(
         torch.tensor(trainer.step, device=trainer.model.device)

@@ -6,8 +6,11 @@ but the tokenizer's ranks.
 """
 
 import json
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
+from mllama_lite.model import MllamaConfig
 from mllama_lite.tiles import CLIP_MEAN, CLIP_STD
 from mllama_lite.tokenizer import (
     SPLIT_PATTERN,
@@ -29,7 +32,7 @@ CHAT_TEMPLATE = """\
 {% endif %}"""
 
 
-def hub_tokenizer(ranks):
+def hub_tokenizer(ranks: dict[bytes, int]) -> dict[str, Any]:
     """A vocabulary in the hub's format: the inverse of `read_tokenizer_json`.
 
     Args:
@@ -41,7 +44,7 @@ def hub_tokenizer(ranks):
     """
     letter = {byte: character for character, byte in printable_bytes().items()}
 
-    def printable(token):
+    def printable(token: bytes) -> str:
         return "".join(letter[byte] for byte in token)
 
     merges = []
@@ -85,7 +88,9 @@ def hub_tokenizer(ranks):
     }
 
 
-def write_processor_files(folder, ranks, config):
+def write_processor_files(
+    folder: str | PathLike, ranks: dict[bytes, int], config: MllamaConfig
+) -> None:
     """Write tokenizer, chat template and image settings into a model's folder.
 
     Args:
@@ -95,6 +100,7 @@ def write_processor_files(folder, ranks, config):
     """
     folder, first = Path(folder), len(ranks)
     write_tokenizer_model(ranks, folder / "tokenizer.model")
+    assert config.vision is not None
     side = config.vision.image_size
     documents = {
         "tokenizer.json": hub_tokenizer(ranks),

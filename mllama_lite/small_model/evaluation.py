@@ -6,6 +6,7 @@ Built in chapter 11, notebooks/11_training.ipynb.
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ from mllama_lite.errors import InputError
 from mllama_lite.small_model.questions import Question, ask
 from mllama_lite.small_model.scenes import DIGITS, KINDS, SPLITS, draw_scene, load_masks
 from mllama_lite.tokenizer import ImagePart
+from mllama_lite.vlm import VLM
 
 
 # What is counted apart: kinds of questions, and the numbers of things they are asked of
@@ -43,7 +45,7 @@ class Item:
     image: Image.Image = field(repr=False)
 
 
-def row_of(question):
+def row_of(question: Question) -> str | None:
     """Under which of ROWS a question is counted; None for four digits in order."""
     if question.kind == "read":
         length = len(question.answer.split())
@@ -54,7 +56,13 @@ def row_of(question):
     return next(row for row, (kind, _) in ROWS.items() if kind == question.kind)
 
 
-def held_out(split, count, seed=0, unseen_wording=False, kinds=KINDS):
+def held_out(
+    split: str,
+    count: int,
+    seed: int = 0,
+    unseen_wording: bool = False,
+    kinds: Sequence[str] = KINDS,
+) -> list[Item]:
     """Questions for measuring, each about a picture of its own.
 
     Args:
@@ -91,7 +99,9 @@ def held_out(split, count, seed=0, unseen_wording=False, kinds=KINDS):
     return items
 
 
-def answers(vlm, items, images="own", batch=64):
+def answers(
+    vlm: VLM, items: Sequence[Item], images: str = "own", batch: int = 64
+) -> list[str]:
     """What a model answers to questions, greedily.
 
     Args:
@@ -140,7 +150,9 @@ def answers(vlm, items, images="own", batch=64):
     return results
 
 
-def best_guesses(items, sample, enough=20):
+def best_guesses(
+    items: Sequence[Item], sample: Sequence[Item], enough: int = 20
+) -> list[str]:
     """The best answers to questions for someone who does not see the pictures.
 
     Args:
@@ -152,7 +164,8 @@ def best_guesses(items, sample, enough=20):
     Returns:
         list of str.
     """
-    by_text, by_row = {}, {}
+    by_text: dict[tuple[str, str], Counter[str]] = {}
+    by_row: dict[str, Counter[str]] = {}
     for item in sample:
         answer = item.question.answer
         by_text.setdefault((item.row, item.question.text), Counter())[answer] += 1
@@ -166,7 +179,9 @@ def best_guesses(items, sample, enough=20):
     return guesses
 
 
-def exact_match(items, given):
+def exact_match(
+    items: Sequence[Item], given: Sequence[str]
+) -> dict[str, tuple[int, int]]:
     """How many answers are right to the letter.
 
     Args:
@@ -176,7 +191,7 @@ def exact_match(items, given):
     Returns:
         dict from row, and "all", to (right, total).
     """
-    counts = {}
+    counts: dict[str, tuple[int, int]] = {}
     for item, answer in zip(items, given, strict=True):
         for row in (item.row, "all"):
             right, total = counts.get(row, (0, 0))
@@ -184,7 +199,7 @@ def exact_match(items, given):
     return counts | {"all": counts.pop("all")}  # last
 
 
-def interval(right, total):
+def interval(right: float, total: float) -> tuple[float, float]:
     """Where the true share lies, with 95% confidence, after `right` of `total`.
 
     Returns:
@@ -199,7 +214,7 @@ def interval(right, total):
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def table(columns):
+def table(columns: dict[str, dict[str, tuple[int, int]]]) -> str:
     """Shares of right answers as text, rows below each other.
 
     Args:

@@ -11,15 +11,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from mllama_lite.decoder import TextConfig
+from mllama_lite.global_vision import VisionModel
 from mllama_lite.local_vision import VisionConfig
-from mllama_lite.model import MllamaConfig
+from mllama_lite.model import Mllama, MllamaConfig
 from mllama_lite.small_model.questions import SIDES, THIRDS, UNKNOWN, WORDINGS
 from mllama_lite.small_model.scenes import COLOURS, KINDS
 from mllama_lite.tiles import canvases
 from mllama_lite.tokenizer import NUM_SPECIAL_TOKENS, SPLIT_PATTERN, train_bpe
 
 
-def make_ranks():
+def make_ranks() -> dict[bytes, int]:
     """A small vocabulary for Llama 3's tokenizer, learned from the questions.
 
     Returns:
@@ -51,7 +52,7 @@ def make_ranks():
     return train_bpe(words * 2, 1000)
 
 
-def small_config(vocab_size):
+def small_config(vocab_size: int) -> MllamaConfig:
     """Sizes of the small model: the 11B's structure, but RoPE is not stretched.
 
     Args:
@@ -86,7 +87,7 @@ def small_config(vocab_size):
     return MllamaConfig(text, vision, vocab_size, (first + 1, first + 8, first + 9))
 
 
-def sine_table(places, size):
+def sine_table(places: torch.Tensor, size: int) -> torch.Tensor:
     """Sines and cosines of places in a plane, at several wavelengths.
 
     Args:
@@ -102,7 +103,7 @@ def sine_table(places, size):
 
 
 @torch.no_grad()
-def initialise(model, seed=0, gate=0.3):
+def initialise(model: Mllama, seed: int = 0, gate: float = 0.3) -> None:
     """Give a new model its first values.
 
     Matrices are normal with variance 1 / inputs; those that write to the residual
@@ -118,10 +119,11 @@ def initialise(model, seed=0, gate=0.3):
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def normal(parameter, std):
+    def normal(parameter: torch.Tensor, std: float) -> None:
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
     text, vision = model.config.text, model.config.vision
+    assert vision is not None
     depth = {
         "language_model": 2 * text.num_hidden_layers,
         "vision_model": 2 * (vision.num_hidden_layers + vision.num_global_layers),
@@ -170,7 +172,7 @@ def initialise(model, seed=0, gate=0.3):
             parts[places < 0] = 0
 
 
-def tile_places(max_tiles):
+def tile_places(max_tiles: int) -> torch.Tensor:
     """Where on its canvas each entry of a table by aspect_ratio_id lies.
 
     Args:
@@ -187,7 +189,7 @@ def tile_places(max_tiles):
     return places
 
 
-def share_places(vision_model):
+def share_places(vision_model: VisionModel) -> None:
     """Keep the vectors of one place alike on all canvases while they are trained.
 
     Meta's code has one vector for each row and column, and the hub's table repeats it
@@ -201,7 +203,7 @@ def share_places(vision_model):
     known = places.clamp(min=0).flatten()  # [(canvases + 1)·K]
     valid = (places >= 0).flatten()[:, None]
 
-    def shared(gradient):
+    def shared(gradient: torch.Tensor) -> torch.Tensor:
         here, there = valid.to(gradient.device), known.to(gradient.device)
         parts = gradient.unflatten(1, (places.shape[1], -1)).flatten(0, 1) * here
         sums = parts.new_zeros(int(known.max()) + 1, parts.shape[1])

@@ -7,9 +7,11 @@ Built in chapter 11, notebooks/11_training.ipynb.
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
-from mllama_lite.small_model.scenes import COLOURS, KINDS, MAX_THINGS
+from mllama_lite.local_vision import VisionConfig
+from mllama_lite.small_model.scenes import COLOURS, KINDS, MAX_THINGS, Scene
 from mllama_lite.tiles import choose_canvas, resized_size
 
 
@@ -26,7 +28,7 @@ PATCH_TARGETS = {
 PATCH_WEIGHTS = (1.0, 3.0, 1.0, 1.0, 1.0, 1.0, 1.0)  # kinds are the hardest to tell
 
 
-def patch_targets(scene, config):
+def patch_targets(scene: Scene, config: VisionConfig) -> torch.Tensor:
     """What is under each patch of a scene: the truth that the scene was drawn from.
 
     Args:
@@ -74,7 +76,9 @@ def patch_targets(scene, config):
     return torch.from_numpy(cut.reshape(-1, len(PATCH_TARGETS)))
 
 
-def image_to_canvas(image, config):
+def image_to_canvas(
+    image: Image.Image, config: VisionConfig
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """((rows, columns), (height, width)): an image's canvas and its size on it."""
     side = config.image_size
     canvas = choose_canvas(image.height, image.width, side, config.max_num_tiles)
@@ -88,10 +92,10 @@ class PatchHead(nn.Linear):
         size: D of the projected vision tokens.
     """
 
-    def __init__(self, size):
+    def __init__(self, size: int) -> None:
         super().__init__(size, sum(PATCH_TARGETS.values()))
 
-    def loss(self, vision, targets):
+    def loss(self, vision: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy of each target.
 
         Args:
@@ -103,12 +107,12 @@ class PatchHead(nn.Linear):
         """
         logits = self(vision[:, :, 1:]).flatten(0, 2).float()  # [N·K·(P - 1), answers]
         parts = logits.split(list(PATCH_TARGETS.values()), dim=-1)
-        targets = targets.flatten(0, 1).unbind(-1)
+        wanted = targets.flatten(0, 1).unbind(-1)
         # Without a thing in the whole batch there is no mean; the sum is 0 then.
         return torch.stack(
             [
                 F.cross_entropy(part, target, reduction="sum")
                 / (target >= 0).sum().clamp(min=1)
-                for part, target in zip(parts, targets)
+                for part, target in zip(parts, wanted)
             ]
         )

@@ -4,9 +4,13 @@
 Built in chapter 11, notebooks/11_training.ipynb.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from mllama_lite.small_model.scenes import COLOURS, KINDS, Thing
+import numpy as np
+
+from mllama_lite.small_model.scenes import COLOURS, KINDS, Scene, Thing
 
 
 UNKNOWN = "I don't know"
@@ -135,7 +139,11 @@ THIRDS = (("top left", "top", "top right"), ("left", "middle", "right")) + (
 )
 
 
-def _is_clear(scene, axis):
+# What fills the places of a wording, and the answer.
+Filled = tuple[dict[str, str], str]
+
+
+def _is_clear(scene: Scene, axis: int) -> bool:
     """Whether the things follow one another along an axis with room between."""
     places = sorted(thing.centre[axis] for thing in scene.things)
     sides = [thing.box[2] - thing.box[0] for thing in scene.things]
@@ -143,13 +151,13 @@ def _is_clear(scene, axis):
     return all(gap >= 0.3 * min(sides) for gap in gaps)
 
 
-def _named_once(rng, scene):
+def _named_once(rng: np.random.Generator, scene: Scene) -> Thing | None:
     names = [thing.name for thing in scene.things]
     single = [thing for thing in scene.things if names.count(thing.name) == 1]
     return _pick(rng, single) if single else None
 
 
-def _absent(rng, scene, rate=0.14):
+def _absent(rng: np.random.Generator, scene: Scene, rate: float = 0.14) -> Thing | None:
     """At a given rate, a name that nothing in the scene has; else None."""
     if rng.random() >= rate:
         return None
@@ -157,11 +165,11 @@ def _absent(rng, scene, rate=0.14):
     return Thing(kind, colour, (0, 0, 0, 0))
 
 
-def _pick(rng, options):
+def _pick(rng: np.random.Generator, options: Sequence) -> Any:
     return options[int(rng.integers(len(options)))]
 
 
-def _ask_digit(rng, scene):
+def _ask_digit(rng: np.random.Generator, scene: Scene) -> Filled | None:
     if other := _absent(rng, scene):
         taken = any(thing.colour == other.colour for thing in scene.things)
         return None if taken else ({"colour": other.colour}, UNKNOWN)
@@ -173,7 +181,7 @@ def _ask_digit(rng, scene):
     return {"colour": thing.colour}, thing.kind
 
 
-def _ask_colour(rng, scene):
+def _ask_colour(rng: np.random.Generator, scene: Scene) -> Filled | None:
     kinds = [thing.kind for thing in scene.things]
     if other := _absent(rng, scene):
         return None if other.kind in kinds else ({"thing": other.kind}, UNKNOWN)
@@ -184,7 +192,7 @@ def _ask_colour(rng, scene):
     return {"thing": thing.kind}, thing.colour
 
 
-def _ask_count(rng, scene):
+def _ask_count(rng: np.random.Generator, scene: Scene) -> Filled | None:
     digits, everything = len(scene.digits), len(scene.things)
     words = {
         "things": everything,
@@ -197,13 +205,13 @@ def _ask_count(rng, scene):
     return {"things": word}, str(words[word])
 
 
-def _ask_one(rng, scene):
+def _ask_one(rng: np.random.Generator, scene: Scene) -> Filled | None:
     if len(scene.things) != 1 or not scene.digits:
         return None
     return {}, scene.things[0].kind
 
 
-def _ask_read(rng, scene):
+def _ask_read(rng: np.random.Generator, scene: Scene) -> Filled | None:
     axis = int(rng.random() < 0.3)
     if len(scene.digits) < 2 or not _is_clear(scene, axis):
         return None
@@ -212,7 +220,7 @@ def _ask_read(rng, scene):
     return {"order": order}, " ".join(thing.kind for thing in ordered)
 
 
-def _ask_where(rng, scene):
+def _ask_where(rng: np.random.Generator, scene: Scene) -> Filled | None:
     names = [thing.name for thing in scene.things]
     if other := _absent(rng, scene):
         return None if other.name in names else ({"thing": other.name}, UNKNOWN)
@@ -227,7 +235,7 @@ def _ask_where(rng, scene):
     return {"thing": thing.name}, THIRDS[int(3 * y)][int(3 * x)]
 
 
-def _ask_beside(rng, scene):
+def _ask_beside(rng: np.random.Generator, scene: Scene) -> Filled | None:
     side = _pick(rng, list(SIDES))
     names = [thing.name for thing in scene.things]
     if other := _absent(rng, scene):
@@ -248,13 +256,13 @@ def _ask_beside(rng, scene):
     return {"side": side, "Side": side.capitalize(), "thing": thing.name}, answer
 
 
-def _ask_describe(rng, scene):
+def _ask_describe(rng: np.random.Generator, scene: Scene) -> Filled | None:
     if not _is_clear(scene, 0):
         return None
     return {}, ", ".join(thing.name for thing in scene.things) or "nothing"
 
 
-def _ask_exists(rng, scene):
+def _ask_exists(rng: np.random.Generator, scene: Scene) -> Filled | None:
     kinds = [thing.kind for thing in scene.things]
     there = bool(kinds) and rng.random() < 0.5
     kind = _pick(rng, kinds if there else [k for k in KINDS if k not in kinds])
@@ -274,7 +282,9 @@ _ASK = {
 }
 
 
-def ask(rng, scene, kind, unseen_wording=False):
+def ask(
+    rng: np.random.Generator, scene: Scene, kind: str, unseen_wording: bool = False
+) -> Question | None:
     """A random question of one kind about a scene, if the scene allows one.
 
     Args:

@@ -7,6 +7,7 @@ seed stands for a whole data set.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,12 +52,12 @@ class Thing:
     box: tuple[float, float, float, float]
 
     @property
-    def name(self):
+    def name(self) -> str:
         """Colour and kind, as in "red 4"."""
         return f"{self.colour} {self.kind}"
 
     @property
-    def centre(self):
+    def centre(self) -> tuple[float, float]:
         """(x, y) in pixels of the picture."""
         left, top, right, bottom = self.box
         return (left + right) / 2, (top + bottom) / 2
@@ -70,12 +71,12 @@ class Scene:
     things: tuple[Thing, ...]
 
     @property
-    def digits(self):
+    def digits(self) -> tuple[Thing, ...]:
         """The things that are digits, from left to right."""
         return tuple(thing for thing in self.things if thing.kind in DIGITS)
 
 
-def load_masks(split):
+def load_masks(split: str) -> dict[str, list[Image.Image]]:
     """What can be drawn: for each kind, pictures of where its ink is.
 
     Args:
@@ -111,7 +112,7 @@ def load_masks(split):
     return masks
 
 
-def draw_shape(name):
+def draw_shape(name: str) -> Image.Image:
     """A filled shape, 40 x 40 pixels, 255 for ink; drawn large, then made smaller."""
     image = Image.new("L", (320, 320))
     draw = ImageDraw.Draw(image)
@@ -133,7 +134,9 @@ def draw_shape(name):
     return image.resize((40, 40), Image.Resampling.BOX)
 
 
-def bent(mask, side, rng, strength):
+def bent(
+    mask: Image.Image, side: int, rng: np.random.Generator, strength: float
+) -> Image.Image:
     """A mask scaled to `side` pixels, turned and distorted at random.
 
     Args:
@@ -158,7 +161,14 @@ def bent(mask, side, rng, strength):
     return image.point([round(255 * (i / 255) ** power) for i in range(256)])
 
 
-def draw_scene(rng, masks, num_things=None, strength=1.0, kinds=KINDS, canvas=None):
+def draw_scene(
+    rng: np.random.Generator,
+    masks: dict[str, list[Image.Image]],
+    num_things: int | None = None,
+    strength: float = 1.0,
+    kinds: Sequence[str] = KINDS,
+    canvas: tuple[int, int] | None = None,
+) -> Scene:
     """Draw a random scene.
 
     Args:
@@ -189,7 +199,8 @@ def draw_scene(rng, masks, num_things=None, strength=1.0, kinds=KINDS, canvas=No
         num_things = int(rng.integers(1, most + 1)) if rng.random() > 0.03 else 0
     image = _paper(rng, height, width)
     weights = np.array([1.0 if kind in DIGITS else 0.6 for kind in kinds])
-    things, names = [], list(COLOURS)
+    things: list[Thing] = []
+    names = list(COLOURS)
     for _ in range(num_things):
         side = round(rng.uniform(26, 38) * zoom)
         box = _free_place(rng, width, height, side, [thing.box for thing in things])
@@ -205,7 +216,7 @@ def draw_scene(rng, masks, num_things=None, strength=1.0, kinds=KINDS, canvas=No
     return Scene(image, tuple(sorted(things, key=lambda thing: thing.centre)))
 
 
-def _paper(rng, height, width):
+def _paper(rng: np.random.Generator, height: int, width: int) -> Image.Image:
     """Light paper: a tint, a slope of brightness, a little noise."""
     tint = rng.uniform(226, 255, 3)
     slope = rng.uniform(-12, 12, 2)
@@ -216,7 +227,13 @@ def _paper(rng, height, width):
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _free_place(rng, width, height, side, taken):
+def _free_place(
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    side: int,
+    taken: list[tuple[float, float, float, float]],
+) -> tuple[int, int, int, int] | None:
     """A random box of `side` pixels that overlaps no other; None if none was found."""
     side_x, side_y = min(side, width), min(side, height)
     for _ in range(40):

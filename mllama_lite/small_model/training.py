@@ -7,9 +7,9 @@ the number of the step, so that training can stop anywhere and go on as if it ha
 
 import json
 import math
-import os
-import pickle
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mllama_lite.checkpoints.loading import save_model
 from mllama_lite.checkpoints.processor_files import write_processor_files
 from mllama_lite.cross_attention import VisionContext
-from mllama_lite.errors import InputError
+from mllama_lite.devices import find_device
+from mllama_lite.errors import InputError, shown
+from mllama_lite.files import system_errors, written_aside
 from mllama_lite.model import Mllama
 from mllama_lite.small_model.evaluation import answers, exact_match, held_out
 from mllama_lite.small_model.first_values import (
@@ -40,6 +42,19 @@ from mllama_lite.small_model.questions import UNKNOWN, WORDINGS, ask
 from mllama_lite.small_model.scenes import KINDS, draw_scene, load_masks
 from mllama_lite.tiles import canvases, image_to_tiles
 from mllama_lite.tokenizer import NUM_SPECIAL_TOKENS, ImagePart, Tokenizer
+from mllama_lite.training_folder import (
+    STATE,
+    Unlike,
+    as_stored,
+    check_alike,
+    check_keys,
+    check_optimiser,
+    check_out,
+    check_settings,
+    load_state,
+    only_training,
+    save_state,
+)
 from mllama_lite.vlm import VLM
 
 
@@ -68,7 +83,7 @@ def encode_turns(tokenizer, questions, image=True):
 
 
 @dataclass
-class Batch:
+class SceneBatch:
     """What one step learns from.
 
     Attributes:
@@ -95,7 +110,7 @@ class Batch:
             name: value.to(device) if isinstance(value, torch.Tensor) else value
             for name, value in vars(self).items()
         }
-        return Batch(**moved)
+        return SceneBatch(**moved)
 
 
 @dataclass(frozen=True)
@@ -136,13 +151,49 @@ class Plan:
     num_things: int | None = None
 
     def __post_init__(self):
-        for name in ("seed", "vision_steps", "joint_steps", "decay_steps"):
+        counts = {"seed": (0, 2**63 - 1), "images": (1, 10_000), "questions": (1, 100)}
+        steps = ("vision_steps", "joint_steps", "decay_steps", "later_step")
+        for name, (least, most) in (
+            counts | dict.fromkeys(steps, (0, 10**12)) | {"num_things": (0, 100)}
+        ).items():
             value = getattr(self, name)
-            if type(value) is not int or value < 0:
+            if name == "num_things" and value is None:
+                continue
+            if type(value) is not int or not least <= value <= most:
                 raise InputError(
-                    f"{name} is {value!r}: expected a whole number, 0 or more; change "
-                    "it."
+                    f"{name} is {shown(value)}: expected a whole number from {least} "
+                    f"to {most}; change it."
                 )
+        for name, most in (
+            ("vision_rate", 1),
+            ("joint_rate", 1),
+            ("patch_weight", 1000),
+            ("strength", 100),
+        ):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 <= value <= most:
+                raise InputError(
+                    f"{name} is {shown(value)}: expected a number from 0 to {most}; "
+                    "change it."
+                )
+        for name in ("weights", "later_weights"):
+            value = getattr(self, name)
+            kinds = {type(one) for one in value} if isinstance(value, tuple) else {None}
+            fits = kinds <= {int, float} and len(value) == len(WORDINGS)
+            if not fits or not all(0 <= x < math.inf for x in value) or not any(value):
+                raise InputError(
+                    f"{name} are {shown(value)}: expected a tuple of {len(WORDINGS)} "
+                    "numbers, 0 or more and not all of them 0; change them."
+                )
+        if (
+            not isinstance(self.kinds, tuple)
+            or not self.kinds
+            or not all(kind in KINDS for kind in self.kinds)
+        ):
+            raise InputError(
+                f"kinds are {shown(self.kinds)}: expected a tuple of some of "
+                f"{', '.join(KINDS)}; change them."
+            )
 
     @property
     def steps(self):
@@ -170,7 +221,7 @@ def draw_batch(plan, step, masks, tokenizer, config, with_text=True):
         with_text: whether questions are wanted.
 
     Returns:
-        Batch.
+        SceneBatch.
     """
     rng = np.random.default_rng([plan.seed, step])
     options = canvases(config.max_num_tiles)
@@ -205,7 +256,7 @@ def draw_batch(plan, step, masks, tokenizer, config, with_text=True):
         tokens[i, : len(row)] = torch.tensor(row)
         labels[i, : len(row)] = torch.tensor(targets)
     sees = (tokens == tokenizer.image_id).cumsum(dim=1) > 0
-    return Batch(
+    return SceneBatch(
         torch.stack([tile.pixel_values for tile in tiles]),
         torch.tensor([tile.aspect_ratio_id for tile in tiles]),
         num_tiles,
@@ -242,7 +293,7 @@ def answer_loss(model, batch, vision):
 
     Args:
         model: Mllama.
-        batch: Batch.
+        batch: SceneBatch.
         vision: from `project`.
 
     Returns:
@@ -261,7 +312,7 @@ def answer_loss(model, batch, vision):
     return F.cross_entropy(logits.float(), batch.labels[wanted])
 
 
-class Trainer:
+class Pretrainer:
     """A model in training, with everything that a later run needs to go on from here.
 
     Args:
@@ -304,7 +355,13 @@ class Trainer:
         if device.type != "cpu":
             kernels += [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
         batch = batch.to(device)
-        with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(kernels):
+        # A CPU whose library has no bf16 would multiply number by number.
+        fast = device.type != "cpu" or (
+            torch.backends.mkldnn.is_available()
+            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
+        mixed = torch.autocast(device.type, torch.bfloat16, enabled=fast)
+        with mixed, sdpa_kernel(kernels):
             vision = project(self.model, batch)  # [N, K, P, D]
             patches = self.head.loss(vision, batch.patches)
             told = patches.new_zeros(())
@@ -340,48 +397,52 @@ class Trainer:
             )
             self._sums.zero_()
 
-    def save(self, path):
-        """Write everything to a file, aside and then renamed: no state is half there."""
-        state = {
-            "plan": asdict(self.plan),
+    def state(self) -> dict:
+        """Everything that `load` needs to go on from here."""
+        return {
+            "plan": as_stored(self.plan),
             "step": self.step,
             "history": self.history,
             "sums": self._sums,
-            "model": self.model.state_dict(),
-            "head": self.head.state_dict(),
+            "model": dict(self.model.state_dict()),
+            "head": dict(self.head.state_dict()),
             "optimiser": self.optimiser.state_dict(),
         }
-        part = Path(path).with_suffix(".part")
-        torch.save(state, part)
-        os.replace(part, path)
 
-    def load(self, path):
+    def save(self, path: Path) -> None:
+        """Write the state to a file, see `save_state`."""
+        save_state(path, self.state())
+
+    def load(self, path: Path) -> None:
         """Go on from where `save` was called.
 
         Raises:
-            InputError: it was called with another plan; the file is damaged.
+            InputError: it was called with another plan; see `load_state`.
         """
-        try:
-            state = torch.load(path, self.model.device, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError):
-            raise InputError(
-                f"{path} cannot be read: expected the state of a training; delete it "
-                "to begin anew."
-            ) from None
-        mine = json.loads(json.dumps(asdict(self.plan)))  # tuples become lists
-        theirs = json.loads(json.dumps(state["plan"]))
-        other = [name for name in mine if mine[name] != theirs.get(name)]
-        if other:
-            raise InputError(
-                f"{path} was begun with {other[0]} {theirs.get(other[0])!r}: expected "
-                f"{mine[other[0]]!r}, as now asked for; use the same settings, or "
-                "another folder."
-            )
+        state = load_state(path, self._check, self.model.device)
+        if state["step"] == 0:
+            return  # it only says whose folder this is
+        check_settings(path, state["plan"], as_stored(self.plan))
         self.step, self.history = state["step"], state["history"]
         self._sums = state["sums"]
         self.model.load_state_dict(state["model"])
         self.head.load_state_dict(state["head"])
         self.optimiser.load_state_dict(state["optimiser"])
+
+    def _check(self, state):
+        """Whether a state is of this training's form; see `load_state`."""
+        mine = self.state()
+        free = {"optimiser": {}, "history": [], "plan": {}}
+        check_alike(state | free, mine | free)
+        if state["plan"] != mine["plan"]:
+            check_keys(state["plan"], mine["plan"], "the plan")
+            return  # which `load` says in its own words
+        if not 0 <= state["step"] <= self.plan.steps:
+            raise Unlike(f"step {state['step']} of {self.plan.steps}")
+        steps = [entry["step"] for entry in state["history"]]
+        if steps != list(range(50, state["step"] + 1, 50)):
+            raise Unlike("its history has other steps")
+        check_optimiser(state["optimiser"], self.optimiser, state["step"], every=False)
 
     def validate(self, items):
         """Note in the history how many of some questions are answered right.
@@ -431,14 +492,20 @@ VALIDATE_EVERY = 1000  # steps of the second stage
 
 
 def new_trainer(plan, device="cpu"):
-    """A Trainer at its first step, everything made from the plan's seed."""
+    """A Pretrainer at its first step, everything made from the plan's seed."""
     ranks = make_ranks()
     model = Mllama(small_config(len(ranks) + NUM_SPECIAL_TOKENS))
     initialise(model, plan.seed)
-    return Trainer(plan, model.to(device), ranks, load_masks("train"))
+    return Pretrainer(plan, model.to(device), ranks, load_masks("train"))
 
 
-def train(folder, plan=Plan(), progress=None, workers=1, device="cpu"):
+def train(
+    folder: str | PathLike,
+    plan: Plan = Plan(),
+    progress: Callable[[Pretrainer], object] | None = None,
+    workers: int = 1,
+    device: str | torch.device = "cpu",
+) -> VLM:
     """Train a small model from nothing, or go on where an earlier call was stopped.
 
     Every 500 steps the state is written to `training.pt` in the folder, and every 1,000
@@ -451,7 +518,7 @@ def train(folder, plan=Plan(), progress=None, workers=1, device="cpu"):
             hub lays it out, with what transformers' processor needs, and
             `history.json`.
         plan: Plan.
-        progress: called with the Trainer after every step, or None.
+        progress: called with the Pretrainer after every step, or None.
         workers: processes that draw batches; 0 to draw them in this one.
         device: torch device or its name.
 
@@ -459,30 +526,36 @@ def train(folder, plan=Plan(), progress=None, workers=1, device="cpu"):
         VLM, parameters in bf16 as they are stored.
 
     Raises:
-        InputError: the folder is a file, or holds a training with another plan;
+        InputError: see `check_out` and `only_training` for the folder; it holds a
+            training with another plan, or a damaged one; the disk is full;
             scikit-learn is not installed.
     """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
+    if not isinstance(plan, Plan):
         raise InputError(
-            f"{folder} is a file: expected a folder to train in; choose another name."
+            f"The plan is {shown(plan)}: expected a Plan; make one, as Plan(seed=1)."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    state, trainer = folder / "training.pt", new_trainer(plan, device)
-    if state.is_file():
-        trainer.load(state)
-    items = []
-    for batch in trainer.batches(plan.steps, workers):
-        trainer.train_step(batch)
-        if trainer.step % VALIDATE_EVERY == 0 and trainer.step > plan.vision_steps:
-            items = items or held_out("validation", 40, seed=1)
-            trainer.validate(items)
-        if trainer.step % SAVE_EVERY == 0 or trainer.step == plan.steps:
-            trainer.save(state)
-        if progress:
-            progress(trainer)
-    model = trainer.model.to(torch.bfloat16).eval()
-    save_model(model, folder)
-    write_processor_files(folder, trainer.ranks, model.config)
-    (folder / "history.json").write_text(json.dumps(trainer.history) + "\n")
+    folder = check_out(folder)
+    with only_training(folder):
+        state, trainer = folder / STATE, new_trainer(plan, find_device(device))
+        if state.is_file():
+            trainer.load(state)
+        else:
+            trainer.save(state)  # from now on the folder is this training's
+        items = []
+        for batch in trainer.batches(plan.steps, workers):
+            trainer.train_step(batch)
+            if trainer.step % VALIDATE_EVERY == 0 and trainer.step > plan.vision_steps:
+                items = items or held_out("validation", 40, seed=1)
+                trainer.validate(items)
+            if trainer.step % SAVE_EVERY == 0 or trainer.step == plan.steps:
+                trainer.save(state)
+            if progress:
+                progress(trainer)
+        model = trainer.model.to(torch.bfloat16).eval()
+        with system_errors(folder, "written"):
+            save_model(model, folder)
+            write_processor_files(folder, trainer.ranks, model.config)
+        with written_aside(folder / "history.json") as part:
+            history = json.dumps(trainer.history) + "\n"
+            part.write_text(history, encoding="utf-8")
     return VLM(model, trainer.tokenizer)
