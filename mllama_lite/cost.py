@@ -18,7 +18,7 @@ def memory_needs(
 
     Args:
         config: MllamaConfig.
-        dtype: torch dtype of the parameters.
+        dtype: torch dtype of the parameters or its name.
         tokens: T, prompt and answer together.
         images: M, each with all its tiles.
 
@@ -32,7 +32,8 @@ def memory_needs(
     """
     counts = {"tokens": whole(0, 2**48), "images": whole(0, 2**48)}
     check_fields({"tokens": tokens, "images": images}, counts, "The conversation")
-    text, vision, size = config.text, config.vision, find_dtype(dtype).itemsize
+    size = (find_dtype(dtype) or torch.float32).itemsize
+    text, vision = config.text, config.vision
     weights = sum(parameter.numel() for parameter in empty_model(config).parameters())
     a_token = 2 * text.num_key_value_heads * text.head_dim
     needs = {

@@ -21,8 +21,9 @@ def free_memory(device: torch.device | str) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
     try:
         text = Path("/proc/meminfo").read_text()
-        return int(re.search(r"MemAvailable:\s+(\d+) kB", text).group(1)) * 1024
-    except (OSError, AttributeError):
+        (kilobytes,) = re.findall(r"MemAvailable:\s+(\d+) kB", text)
+        return int(kilobytes) * 1024
+    except (OSError, ValueError):
         names = os.sysconf_names
         if device.type == "cpu" and "SC_AVPHYS_PAGES" in names:
             return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

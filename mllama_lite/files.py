@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -87,7 +87,7 @@ def exists(path: Path) -> bool:
 
 
 @contextmanager
-def opened(path: Path | str, buffering: int = -1) -> Iterator[BinaryIO]:
+def opened(path: Path | str, buffering: int = -1) -> Iterator[Any]:
     """Open a file for reading. Pipes and devices, which may never end, are refused.
 
     Raises:

@@ -396,7 +396,7 @@ def test_an_index_stays_in_its_folder(folder, tmp_path, name):
     (folder / "model.safetensors").rename(tmp_path / "model.safetensors")
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": dict.fromkeys(names, name)}))
-    refused(load_model, folder)
+    refused(load_model, folder, says="weight_map|beside it")
 
 
 def sharded(path):

@@ -330,7 +330,8 @@ def config_from_meta(
             f"an MLP as wide as {WIDTH.expected}",
         ),
     ]
-    vision, cross, side = None, (), given.get("vision_chunk_size", -1)
+    side = given.get("vision_chunk_size", -1)
+    vision, cross = None, tuple[int, ...]()
     if side > 0:
         tiles = given.get("vision_max_num_chunks", 4)
         num_cross = given.get("vision_num_cross_attention_layers", 0)

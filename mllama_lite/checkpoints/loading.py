@@ -216,7 +216,7 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
     model = empty_model(config)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     text_only = config.vision is None
-    stored = {}
+    stored: dict[str, list[StoredTensor]] = {}
     for file in files:
         index = (
             read_safetensors_header(file) if layout == "hub" else read_pth_index(file)
@@ -231,10 +231,10 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
                     )
             stored.setdefault(name, []).append(tensor)
     if layout == "hub" and exists(folder / INDEX):
-        for name, file in read_index(folder).items():
+        for name, place in read_index(folder).items():
             here = stored.get(name if text_only else old_hub_name(name), [])
-            if [tensor.file.name for tensor in here] != [file]:
-                raise damaged_file(folder / INDEX, f"{name} is not in {file}")
+            if [tensor.file.name for tensor in here] != [place]:
+                raise damaged_file(folder / INDEX, f"{name} is not in {place}")
     conversions = (
         hub_conversions(shapes, text_only)
         if layout == "hub"
@@ -328,7 +328,7 @@ def load_model(
                 f"{names[0]}: expected exactly those of its configuration; download "
                 "the model again."
             )
-    dtype = dtype or report.dtype
+    dtype = dtype or report.dtype or torch.float32
     needed = report.num_parameters * dtype.itemsize
     free = free_memory(device)
     if free is not None and needed > free:
@@ -403,7 +403,8 @@ def save_model(
         name.removeprefix("language_model.") if text_only else name: parameter.detach()
         for name, parameter in model.named_parameters()
     }
-    shards, size = [{}], 0
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
     for name, tensor in tensors.items():
         if shards[-1] and size + tensor.nbytes > max_shard_bytes:
             shards.append({})

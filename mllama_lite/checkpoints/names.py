@@ -5,9 +5,12 @@ Built in chapter 9, notebooks/09_checkpoint.ipynb. Nothing here reads a file.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
+from mllama_lite.model import MllamaConfig
 from mllama_lite.rope import to_half_split
 from mllama_lite.tiles import canvases
 
@@ -26,7 +29,9 @@ class Conversion:
     convert: Callable | None = None
 
 
-def hub_conversions(shapes, text_only):
+def hub_conversions(
+    shapes: Mapping[str, Sequence[int]], text_only: bool
+) -> dict[str, Conversion]:
     """Recipes for the hub's layout: the names are ours already.
 
     Args:
@@ -43,14 +48,16 @@ def hub_conversions(shapes, text_only):
     }
 
 
-def old_hub_name(name):
+def old_hub_name(name: str) -> str:
     """Names that transformers has used in memory since 4.52, as the files have them."""
     name = re.sub(r"^model\.language_model\.", "language_model.model.", name)
     name = re.sub(r"^model\.(vision_model|multi_modal_projector)\.", r"\1.", name)
     return re.sub(r"^lm_head\.", "language_model.lm_head.", name)
 
 
-def meta_conversions(shapes, config):
+def meta_conversions(
+    shapes: Mapping[str, Sequence[int]], config: MllamaConfig
+) -> dict[str, Conversion]:
     """Recipes for Meta's layout.
 
     Args:
@@ -68,9 +75,7 @@ def meta_conversions(shapes, config):
     for name, shape in shapes.items():
         shape = tuple(shape)
         if name.startswith("language_model.model.layers."):
-            index, part = re.match(
-                r"language_model\.model\.layers\.(\d+)\.(.*)", name
-            ).groups()
+            index, part = name.split(".", 4)[3:]
             stack, place = _meta_layer(int(index), text)
             source, convert = f"{prefix}{stack}.{place}.{_meta_part(part)}", None
             heads = {
@@ -85,7 +90,9 @@ def meta_conversions(shapes, config):
             conversions[name] = Conversion([(source, shape)], convert)
         elif name.endswith("embed_tokens.weight"):
             rows, width = shape
-            sources = [(f"{prefix}tok_embeddings.weight", (text.vocab_size, width))]
+            sources: list[tuple[str, tuple[int, ...]]] = [
+                (f"{prefix}tok_embeddings.weight", (text.vocab_size, width))
+            ]
             if rows > text.vocab_size:
                 extra = (rows - text.vocab_size, width)
                 sources.append((f"{prefix}learnable_embedding.weight", extra))
@@ -164,7 +171,7 @@ def _meta_vision_conversion(name, shape, vision):
     return Conversion([(f"vision_model.vision_encoder.{theirs}", stored)], convert)
 
 
-def tile_table(grid, max_tiles):
+def tile_table(grid: torch.Tensor, max_tiles: int) -> torch.Tensor:
     """Meta's vectors by (row, column) as the hub's table by aspect_ratio_id.
 
     Args:

@@ -12,6 +12,7 @@ import re
 import struct
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -67,7 +68,7 @@ class StoredTensor:
             file.seek(self.offset)
             for part in flat.split(CHUNK):
                 buffer = part if direct else torch.empty(len(part), dtype=self.dtype)
-                bytes_wanted = memoryview(buffer.view(torch.uint8).numpy())
+                bytes_wanted = buffer.view(torch.uint8).numpy().data
                 while bytes_wanted:
                     count = file.readinto(bytes_wanted)
                     if not count:
@@ -138,8 +139,7 @@ def read_safetensors(
     tensors, spans = {}, []
     for name, entry in header.items():
         given = check_fields(entry, SAFETENSORS_FIELDS, path, f"{name}.")
-        dtype = SAFETENSORS_DTYPES.get(given["dtype"])
-        check_dtype(path, name, dtype, given["dtype"])
+        dtype = float_dtype(path, name, SAFETENSORS_DTYPES, given["dtype"])
         begin, end = given["data_offsets"]
         if end - begin != math.prod(given["shape"]) * dtype.itemsize:
             raise damaged_file(
@@ -167,13 +167,16 @@ def read_safetensors_header(path: Path | str) -> dict[str, StoredTensor]:
     return read_safetensors(path)[0]
 
 
-def check_dtype(path: Path, name: str, dtype: torch.dtype | None, stored: str) -> None:
-    """Refuse what is stored in a dtype that is none of SAFETENSORS_DTYPES."""
-    if dtype is None:
+def float_dtype(
+    path: Path, name: str, known: dict[str, torch.dtype], stored: str
+) -> torch.dtype:
+    """The dtype that a file calls so; one that is not known is refused."""
+    if stored not in known:
         raise InputError(
             f"{name} in {path} has dtype {stored}: expected one of "
             f"{', '.join(SAFETENSORS_DTYPES)}; quantised files do not load."
         )
+    return known[stored]
 
 
 MOST_PICKLE = 1 << 20  # bytes; those of the 90B have a quarter of that
@@ -244,7 +247,7 @@ def _empty():
 
 
 # The functions that a pickle of tensors calls, and what is done in their place.
-STAND_INS = {
+STAND_INS: dict[str, Callable] = {
     "collections OrderedDict": _empty,
     "torch._utils _rebuild_tensor_v2": _view,
     "torch._utils _rebuild_parameter": lambda view, *_: view,
@@ -268,7 +271,10 @@ def read_pickle(program: bytes, path: Path | str) -> Any:
     Raises:
         InputError: it asks for anything else, or makes no sense.
     """
-    stack, marks, memo = [], [], {}
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[Any, Any] = {}
+    argument: Any
 
     def taken(begin):
         """What lies above a place on the stack, removed from it."""
@@ -361,8 +367,8 @@ def read_pth_index(path: Path | str) -> dict[str, StoredTensor]:
                 f"{path} holds a {type(view).__name__} at {shown(name)}: expected a "
                 "state dict of tensors alone; get the original file."
             )
-        storage, dtype = view.storage, STORAGES.get(view.storage.kind)
-        check_dtype(path, name, dtype, storage.kind)
+        storage = view.storage
+        dtype = float_dtype(path, name, STORAGES, storage.kind)
         numbers = math.prod(view.shape)
         if numbers and not _row_by_row(view.shape, view.stride):
             raise InputError(
