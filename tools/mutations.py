@@ -93,7 +93,8 @@ TESTS = {
         inference::conversation_reuses_its_caches""",
     "model": """whole_model::prefill
         whole_model::everything_is_made_on_the_models_device
-        whole_model::embeddings_stand_for_tokens_beside_images seams::the_model_asks_its_norm_what_it_is
+        whole_model::embeddings_stand_for_tokens_beside_images
+        seams::the_model_asks_its_norm_what_it_is
         parts::settings_cannot_be_changed parts::default_sizes_are_the_hubs
         whole_model::static_shapes inference::images_are_encoded_once
         seams::every_matrix_can_be_quantised_the_head_too inference::bad_tokens
