@@ -369,7 +369,7 @@ BAD = [  # lines, and what is said about each
     ({**GOOD, "caption": 1, "id": 2}, "unknown key 'caption'", "unknown key 'id'"),
     ({**GOOD, "file_name": "no.png"}, "no.png does not exist"),
     ({**GOOD, "file_name": "broken.png"}, "broken.png is truncated or damaged"),
-    ({**GOOD, "file_name": "metadata.jsonl"}, "no image that Pillow knows"),
+    ({**GOOD, "file_name": "metadata.jsonl"}, "of no format that is read here"),
     ({**GOOD, "file_name": "../data/a.png"}, "'../data/a.png' is not a path inside"),
     ({**GOOD, "file_name": "/etc/passwd"}, "'/etc/passwd' is not a path inside"),
     ({**GOOD, "file_name": 3}, "the file names are [3]"),
