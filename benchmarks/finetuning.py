@@ -59,7 +59,6 @@ from mllama_lite.adapters.training import (
     recomputed,
 )
 from mllama_lite.checkpoints.loading import load_model, save_model
-from mllama_lite.cross_attention import visible_ranges
 from mllama_lite.model import empty_model
 from mllama_lite.tiles import Tiles, canvases
 from places import ROOT
@@ -124,7 +123,6 @@ def ours(folder, settings, recipe):
         padded([sample.tokens for sample in samples], 0),
         padded([sample.labels for sample in samples], -100),
         [[image] for image in images],
-        [visible_ranges(sample.tokens, image_id) for sample in samples],
     )
     vlm = SimpleNamespace(model=model)
     trainer = Trainer(vlm, samples, [], recipe, Processes(settings.device))

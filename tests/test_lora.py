@@ -191,12 +191,14 @@ def test_merging_is_a_sum_and_is_taken_back_to_the_bit(vlm, item, proof):
 
 def test_one_layer_merged_differs_by_rounding(vlm):
     moved(add_adapter(vlm.model, "all", 8, report=None), 0.02)
+    generator = torch.Generator().manual_seed(0)
     for layer in lora_layers(vlm.model).values():
-        x = torch.randn(50, layer.weight.shape[1])
+        x = torch.randn(50, layer.weight.shape[1], generator=generator)
         with torch.no_grad():
             apart = layer(x)
             layer.merge()
-            assert (layer(x) - apart).abs().max() < 1e-5
+            largest = apart.abs().max().clamp(min=1)
+            assert ((layer(x) - apart) / largest).abs().max() < 5e-6
 
 
 def test_names_go_to_the_hub_and_back(vlm):

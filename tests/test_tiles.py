@@ -352,7 +352,7 @@ def test_bad_files(tmp_path, monkeypatch):
         ("nothing.jpg", "does not exist"),
         ("empty.jpg", "empty or of no format"),
         ("text.jpg", "empty or of no format"),
-        ("", "cannot be read"),
+        ("", "is no regular file"),
     ]:
         with pytest.raises(InputError, match=says):
             open_image(tmp_path / name)

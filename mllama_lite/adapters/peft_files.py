@@ -155,7 +155,7 @@ def save_adapter(
         "inference_mode": True,
         "task_type": None,
     }
-    notes = {"format": "pt"}
+    notes = {}  # at most one: safetensors writes several in any order
     if not any(layer.merged for layer in layers.values()):
         sample = sample_of_base(model).numpy().tobytes()
         notes[SAMPLE] = base64.b64encode(sample).decode()
