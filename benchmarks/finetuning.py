@@ -118,7 +118,6 @@ def ours(folder, settings, recipe):
         model, recipe.targets, recipe.rank, recipe.alpha, report=None
     )
     samples, images = make_data(model.config)
-    image_id = model.config.image_token_index
     batch = Batch(
         padded([sample.tokens for sample in samples], 0),
         padded([sample.labels for sample in samples], -100),

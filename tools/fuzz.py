@@ -239,8 +239,8 @@ def zipped(data: bytes) -> bytes:
     with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
         archive.writestr("archive/data.pkl", data)
         archive.writestr("archive/byteorder", b"little")
-        for i in range(2):
-            archive.writestr(f"archive/data/{i}", bytes(96))
+        for i, size in enumerate((48, 8)):  # as `pth_bytes` has them
+            archive.writestr(f"archive/data/{i}", bytes(size))
         archive.writestr("archive/version", b"3\n")
     return file.getvalue()
 
