@@ -222,7 +222,9 @@ def child(library, folder, settings):
     settings.dtype = getattr(torch, settings.dtype)
     on_gpu = settings.device.startswith("cuda")
     synchronize = torch.cuda.synchronize if on_gpu else lambda: None
-    recipe = Recipe(tuple(settings.targets), settings.rank, steps=steps, warmup=0.0)
+    recipe = Recipe(
+        tuple(settings.targets), settings.rank, 16, steps=steps, lr=2e-4, warmup=0.0
+    )
     if library != "ours":
         warnings.simplefilter("ignore", FutureWarning)  # PEFT's use of transformers
         import reference  # noqa: F401  (before transformers, see there)
