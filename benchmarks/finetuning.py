@@ -61,6 +61,7 @@ from mllama_lite.adapters.training import (
 from mllama_lite.checkpoints.loading import load_model, save_model
 from mllama_lite.model import empty_model
 from mllama_lite.tiles import Tiles, canvases
+from mllama_lite.vlm import VLM
 from places import ROOT
 
 OUT = ROOT / "notebooks" / "measured" / "finetuning.json"
@@ -123,7 +124,7 @@ def ours(folder, settings, recipe):
         padded([sample.labels for sample in samples], -100),
         [[image] for image in images],
     )
-    vlm = SimpleNamespace(model=model)
+    vlm = VLM(model)
     trainer = Trainer(vlm, samples, [], recipe, Processes(settings.device))
     trainer.batches = lambda chosen: [batch]
 
