@@ -154,6 +154,7 @@ def tensor_parallel(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.witness
 def test_tensor_parallel_on_two_processes(tmp_path):
     """The same logits, with half of the key heads in each process's cache."""
     torch.multiprocessing.spawn(tensor_parallel, (tmp_path,), nprocs=2)
@@ -185,6 +186,7 @@ def fully_sharded(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.witness
 def test_fully_sharded_on_two_processes(tmp_path):
     """Answers without a gradient, keys and values of images made inside the layers."""
     torch.multiprocessing.spawn(fully_sharded, (tmp_path,), nprocs=2)
