@@ -107,7 +107,7 @@ skills: $(STAMP)
 # Coverage-guided; hours for the ten million inputs that the page of proofs tells of.
 fuzz: $(STAMP)
 	$(BIN)/python -m pip install -q atheris
-	$(BIN)/python tools/fuzz.py
+	$(BIN)/python tools/fuzz.py --record tests/fuzz.json
 
 # Interrupted, it goes on where it was when called again.
 mutants: export OMP_NUM_THREADS ?= 1
