@@ -24,9 +24,8 @@ from mllama_lite.files import make_folder, system_errors, written_aside
 
 STATE, LOCK = "training.pt", "training.lock"
 OURS = (STATE, STATE + ".part", LOCK)
-_held: set[tuple[int, str]] = (
-    set()
-)  # (process, folder) of this process: its own locks don't stop it
+# (process, folder) of this process: its own locks don't stop it
+_held: set[tuple[int, str]] = set()
 
 
 def check_out(out: str | PathLike) -> Path:
@@ -109,7 +108,7 @@ def _take(file: TextIO) -> None:
         import msvcrt
 
         file.seek(2**20)  # beyond the number, which others may read
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]  # Windows'
     else:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

@@ -106,10 +106,10 @@ class LoRALinear(nn.Module):
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
-        self.base: Any = base
+        self.base: Any = base  # a Linear, or what stands for one
         self.in_features: Any = base.in_features
         self.out_features: Any = base.out_features
-        self.adapters: Any = nn.ModuleDict()
+        self.adapters: Any = nn.ModuleDict()  # of LowRank
         self.active: tuple[str, ...] = ()
         self.merged: tuple[str, ...] = ()
         self._unmerged_weight: torch.Tensor | None = None

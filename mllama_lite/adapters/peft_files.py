@@ -200,7 +200,7 @@ ADAPTER_FIELDS = {
 PLAIN = re.compile(r"[\w-]+(\.[\w-]+)*")
 SAFE = re.compile(r"\^?([\w.-]|\\\.|\\d\+?)*(\.\*)?([\w.-]|\\\.|\\d\+?)*\$?")
 MOST_SAFE = 100  # patterns that are no plain names
-Patterns = list[tuple[Callable[[str], object], float]]
+Patterns = list[tuple[Callable[[str], object], float]]  # whether one matches, value
 
 
 def _read_patterns(folder: Path, setting: str, patterns: dict[str, float]) -> Patterns:

@@ -179,15 +179,17 @@ def training_dtype(
     return dtype or torch.bfloat16 if able else torch.float32
 
 
-COLUMNS: tuple[str, ...] = (
+COLUMNS = (
     "step",
     "epoch",
     "learning_rate",
     "loss",
     "gradient_norm",
     "tokens",
+    "seconds",
+    "held_out_loss",
+    "held_out_right",
 )
-COLUMNS += ("seconds", "held_out_loss", "held_out_right")
 
 
 class Trainer:
@@ -683,13 +685,13 @@ def settled(
     An earlier call that is gone on with has chosen already.
     """
     why, share, earlier = "", 0.0, {}
-    assert vlm.tokenizer is not None
     if recipe.targets is None and state.is_file():
         kept = load_state(state, lambda kept: None)
         if kept.get("step") and isinstance(kept.get("settings"), dict):
             earlier = {"targets": kept["settings"].get("targets")}
     if recipe.targets is None and not earlier:
         if processes.rank == 0:
+            assert vlm.tokenizer is not None
             share = unwritten(vlm.model, vlm.tokenizer, samples, recipe.batch)
         share = processes.sum(torch.tensor(share, device=processes.device)).item()
         why = f" ({share:.0%} of the answers' tokens are never written by this model)"
