@@ -13,8 +13,9 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from safetensors import SafetensorError
 
@@ -30,7 +31,7 @@ def damaged_file(path: Path | str, what: object) -> InputError:
 
 
 @contextmanager
-def system_errors(path: Path | str, doing: str) -> Iterator[None]:
+def system_errors(path: str | PathLike, doing: str) -> Iterator[None]:
     """Within a `with` block: what the system refuses becomes an InputError.
 
     Args:
@@ -143,8 +144,8 @@ def parse_json(data: bytes, where: Path | str) -> dict[str, Any]:
     return document
 
 
-def _keys_once(pairs):
-    document = {}
+def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document: dict[str, Any] = {}
     for name, value in pairs:
         if name in document:
             raise ValueError(f"the key {shown(name)} stands in it twice")
@@ -152,7 +153,7 @@ def _keys_once(pairs):
     return document
 
 
-def _no_number(text):
+def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{shown(text)} is no number of JSON that can be used")
 
 
@@ -268,7 +269,9 @@ def check_fields(
     return {name: value for name, value in found.items() if value is not None}
 
 
-def wrong_entry(where: Path | str, name: str, value: object, expected: object):
+def wrong_entry(
+    where: Path | str, name: str, value: object, expected: object
+) -> InputError:
     """The InputError for an entry of a file that cannot be used."""
     return InputError(
         f"{where} has {name} {shown(value)}: expected {expected}; correct it, or "

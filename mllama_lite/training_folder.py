@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
+from typing import Any, TextIO
 
 import torch
 
@@ -23,7 +24,8 @@ from mllama_lite.files import make_folder, system_errors, written_aside
 
 STATE, LOCK = "training.pt", "training.lock"
 OURS = (STATE, STATE + ".part", LOCK)
-_held = set()  # (process, folder) of this process: its own locks don't stop it
+# (process, folder) of this process: its own locks don't stop it
+_held: set[tuple[int, str]] = set()
 
 
 def check_out(out: str | PathLike) -> Path:
@@ -81,7 +83,7 @@ def only_training(out: Path) -> Iterator[None]:
         file.close()
 
 
-def _lock(path):
+def _lock(path: Path) -> TextIO:
     """The locked file of that name, which is the one that others will find there."""
     while True:
         file = open(path, "a+")
@@ -98,7 +100,7 @@ def _lock(path):
         file.close()  # the training that ended just now has removed it
 
 
-def _take(file):
+def _take(file: TextIO) -> None:
     """Lock a file or raise OSError, at once."""
     try:
         import fcntl
@@ -106,12 +108,12 @@ def _take(file):
         import msvcrt
 
         file.seek(2**20)  # beyond the number, which others may read
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]  # Windows'
     else:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _busy(out, owner):
+def _busy(out: Path, owner: int | str) -> InputError:
     return InputError(
         f"{out} is in use by the training of process {owner or 'unknown'}: expected "
         "one training at a time in a folder; wait for it, or choose another folder."
@@ -152,7 +154,7 @@ def load_state(
         check(state)
         return state
     except Unlike as error:
-        why = error
+        why: Unlike | str = error
     except Exception as error:  # torch's reader raises many kinds
         why = type(error).__name__
     raise InputError(
@@ -161,7 +163,7 @@ def load_state(
     )
 
 
-def as_stored(settings: object) -> dict:
+def as_stored(settings: Any) -> dict:
     """A dataclass's fields as a file gives them back: tuples become lists."""
     return json.loads(json.dumps(asdict(settings)))
 
@@ -181,7 +183,7 @@ def check_settings(path: Path, theirs: dict, mine: dict) -> None:
         )
 
 
-def _check_sizes(path):
+def _check_sizes(path: Path) -> None:
     """Entries are stored as they are, so that a small file cannot become a large one."""
     with zipfile.ZipFile(path) as file:
         entries = file.infolist()
@@ -196,11 +198,11 @@ def checksum(value: object) -> str:
     return digest.hexdigest()
 
 
-def _feed(digest, value):
+def _feed(digest: "hashlib._Hash", value: object) -> None:
     if isinstance(value, torch.Tensor):
         digest.update(f"{value.dtype}{list(value.shape)}".encode())
         numbers = value.detach().cpu().contiguous().flatten()
-        digest.update(numbers.view(torch.uint8).numpy())
+        digest.update(numbers.view(torch.uint8).numpy().data)
     elif isinstance(value, (dict, list, tuple)):
         digest.update(f"{type(value).__name__}{len(value)}".encode())
         for item in value.items() if isinstance(value, dict) else value:
@@ -213,7 +215,7 @@ class Unlike(Exception):
     """A state that is not of the form it should have; says where and how."""
 
 
-def check_alike(theirs: object, mine: object, where: str = "the state") -> None:
+def check_alike(theirs: Any, mine: Any, where: str = "the state") -> None:
     """Whether two nests have the same keys, kinds, shapes and dtypes, and finite numbers.
 
     Raises:
@@ -254,7 +256,7 @@ def check_optimiser(
     """
     where, own = "the optimiser", optimiser.state_dict()
 
-    def settings(groups):
+    def settings(groups: list[dict]) -> list[dict]:
         return [{**group, "lr": None} for group in groups]
 
     rates = [isinstance(group["lr"], float) for group in state["param_groups"]]

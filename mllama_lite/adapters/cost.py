@@ -7,20 +7,23 @@ is computed, a step of the 11B takes seconds.
 """
 
 import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
-from mllama_lite.adapters.data import Sample, make_batch
+from mllama_lite.adapters.data import Batch, Sample, make_batch
 from mllama_lite.adapters.lora import add_adapter, base_parameters
-from mllama_lite.adapters.training import Processes, Recipe, Trainer, recomputed
+from mllama_lite.adapters.recipe import Recipe
+from mllama_lite.adapters.training import Processes, Trainer, recomputed
 from mllama_lite.errors import InputError
-from mllama_lite.model import empty_model
+from mllama_lite.model import Mllama, MllamaConfig, empty_model
 from mllama_lite.tiles import Tiles, canvases
 from mllama_lite.vlm import VLM
 
@@ -38,16 +41,19 @@ class Ledger(TorchDispatchMode):
         live, peak: bytes now, and the most so far.
     """
 
-    def __init__(self, device="cpu"):
+    def __init__(self, device: str = "cpu") -> None:
         super().__init__()
-        self.device, self.live, self.peak, self._sizes = device, 0, 0, {}
+        self.device, self.live, self.peak = device, 0, 0
+        self._sizes: dict[int, int] = {}
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, function: Callable, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         result = function(*args, **(kwargs or {}))
         self.add(x for x in tree_iter(result) if isinstance(x, torch.Tensor))
         return result
 
-    def add(self, tensors):
+    def add(self, tensors: Iterable[torch.Tensor]) -> None:
         """Count tensors, also such as were there before the block."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
@@ -58,7 +64,7 @@ class Ledger(TorchDispatchMode):
                 weakref.finalize(storage, self._remove, key)
         self.peak = max(self.peak, self.live)
 
-    def _remove(self, key):
+    def _remove(self, key: int) -> None:
         self.live -= self._sizes.pop(key)
 
 
@@ -69,11 +75,13 @@ class ShapesAlone(TorchDispatchMode):
     autocast are chosen as for the device that the tensors claim to be on.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, function: Callable, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         unreal, aten = args and isinstance(args[0], FakeTensor), torch.ops.aten
         if unreal and function is aten._local_scalar_dense.default:
             return 1  # whoever asks for a number, such as the loss, is told 1
@@ -83,13 +91,15 @@ class ShapesAlone(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         return tree_map_only(torch.Tensor, self._forget, result)
 
-    def _forget(self, tensor):
+    def _forget(self, tensor: torch.Tensor) -> torch.Tensor:
         if isinstance(tensor, FakeTensor) or tensor.numel() < 2**16:
             return tensor
         return self.fake.from_tensor(tensor)
 
 
-def made_up(config, length, answers, tiles):
+def made_up(
+    config: MllamaConfig, length: int, answers: int, tiles: Sequence[int]
+) -> Sample:
     """Sample of a row of `Rehearsal`: images, then text that ends in the answer."""
     most = config.vision.max_num_tiles if config.vision else 0
     room = length - len(tiles)
@@ -103,6 +113,9 @@ def made_up(config, length, answers, tiles):
     return Sample("made up", (), tokens, labels)
 
 
+Row = tuple[int, int, Sequence[int]]  # tokens, answer tokens, tiles of each image
+
+
 class Rehearsal(Trainer):
     """A Trainer of made-up samples: one step is one batch of all of them.
 
@@ -112,19 +125,20 @@ class Rehearsal(Trainer):
             one that no sample can have raises InputError.
     """
 
-    def __init__(self, model, rows):
+    def __init__(self, model: Mllama, rows: Sequence[Row]) -> None:
         self.rows = rows
         samples = [made_up(model.config, *row) for row in rows]
         recipe = Recipe(steps=2, batch=len(samples))
         super().__init__(VLM(model), samples, [], recipe, Processes(model.device))
 
-    def batches(self, samples):
+    def batches(self, samples: list[Sample]) -> Iterator[Batch]:
         """The batch; its tensors are made anew for every step, as real ones are."""
         config, vision = self.vlm.config, self.vlm.config.vision
-        tokenizer = SimpleNamespace(pad_id=0, image_id=config.image_token_index)
+        tokenizer: Any = SimpleNamespace(pad_id=0, image_id=config.image_token_index)
         batch = make_batch(self.samples, tokenizer, config)
         for images, (_, _, tiles) in zip(batch.images, self.rows):
             for n in tiles:
+                assert vision is not None  # else `made_up` refused the row
                 number = canvases(vision.max_num_tiles).index((1, n)) + 1
                 shape = (vision.max_num_tiles, 3, vision.image_size, vision.image_size)
                 images.append(Tiles(torch.ones(shape), number, (1, n)))
@@ -149,20 +163,20 @@ class Cost:
     activations: int
 
     @property
-    def total(self):
+    def total(self) -> int:
         """The most that a step needs at a time."""
         return sum(astuple(self))
 
 
 def training_cost(
-    config,
-    rows,
-    targets=("self", "mlp", "cross"),
-    rank=8,
-    dtype=torch.bfloat16,
-    checkpointing=False,
-    device="cpu",
-):
+    config: MllamaConfig,
+    rows: Sequence[Row],
+    targets: str | Sequence[str] = ("self", "mlp", "cross"),
+    rank: int = 8,
+    dtype: torch.dtype = torch.bfloat16,
+    checkpointing: bool = False,
+    device: str | torch.device = "cpu",
+) -> Cost:
     """Count what a step of training an adapter needs, without computing it.
 
     Args:
@@ -177,7 +191,7 @@ def training_cost(
         Cost, in bytes.
     """
     shapes, model = ShapesAlone(), empty_model(config)
-    like = {"dtype": dtype, "device": device}
+    like: dict[str, Any] = {"dtype": dtype, "device": device}
     with shapes.fake:
         state = {n: torch.empty(p.shape, **like) for n, p in model.state_dict().items()}
         model.load_state_dict(state, assign=True)
@@ -191,7 +205,7 @@ def training_cost(
     return Cost(weights, size, size, 2 * size, peak - weights - 4 * size)
 
 
-def peak_of_step(trainer):
+def peak_of_step(trainer: Trainer) -> int:
     """Most bytes alive in a step that has averages, as all but the first have."""
     with Ledger(trainer.model.device.type) as ledger:
         ledger.add(trainer.model.parameters())

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ import torch
 from mllama_lite.errors import InputError, shown
 from mllama_lite.files import system_errors
 from mllama_lite.model import Mllama, MllamaConfig
-from mllama_lite.tiles import image_to_tiles, open_image
+from mllama_lite.tiles import Tiles, image_to_tiles, open_image
 from mllama_lite.tokenizer import ImagePart, Tokenizer
 
 
@@ -61,7 +62,8 @@ def encode_sample(
     """
     tokens, learned = [tokenizer.bos_id], [-100]
     for message in messages:
-        role, content = message["role"], message["content"]
+        role = message["role"]
+        content: str | list[Any] = message["content"]
         if role == "user":
             content, num_images = [ImagePart()] * num_images + [content], 0
         ids, _ = tokenizer.encode_message(role, content)
@@ -78,7 +80,7 @@ class Bad(Exception):
 KEYS = ("file_name", "file_names", "question", "answer", "messages")
 
 
-def _without_doubles(pairs):
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The dict of an object's pairs; Python would keep the last of equal keys."""
     keys = [key for key, _ in pairs]
     if double := next((key for key in keys if keys.count(key) > 1), None):
@@ -200,7 +202,7 @@ class Reader:
 
     def __init__(
         self, tokenizer: Tokenizer, config: MllamaConfig, max_length: int | None = None
-    ):
+    ) -> None:
         self.tokenizer, self.config = tokenizer, config
         longest = config.text.max_position_embeddings
         self.longest = longest if max_length is None else max_length
@@ -209,8 +211,9 @@ class Reader:
                 f"max_length is {shown(max_length)}: expected a whole number of "
                 f"tokens, at most {longest}, the model's context; change it."
             )
-        self.problems, self.num_bad = [], 0
-        self._images = {}  # path to what is wrong with it, or None
+        self.problems: list[str] = []
+        self.num_bad = 0
+        self._images: dict[Path, str | None] = {}  # what is wrong with each, or None
 
     def read(self, file: Path, called: str) -> list[Sample]:
         """The usable samples of a metadata.jsonl; `called` names it in problems."""
@@ -248,7 +251,7 @@ class Reader:
             raise Bad(*problems)
         return Sample(where, images, tokens, labels)
 
-    def _image_problem(self, path):
+    def _image_problem(self, path: Path) -> str | None:
         if path not in self._images:
             self._images[path] = None
             try:
@@ -306,7 +309,8 @@ def read_samples(
             "images that it names, or with two such folders, train and validation; "
             "check the path."
         )
-    reader, samples = Reader(tokenizer, config, max_length), {"validation": []}
+    reader = Reader(tokenizer, config, max_length)
+    samples: dict[str, list[Sample]] = {"validation": []}
     for name, file in files.items():
         if file.is_file():
             samples[name] = reader.read(file, names[name])
@@ -386,7 +390,7 @@ class Batch:
 
     tokens: torch.Tensor
     labels: torch.Tensor
-    images: list
+    images: list[list[Tiles]]
 
 
 def make_batch(
@@ -411,11 +415,10 @@ def make_batch(
     for i, sample in enumerate(samples):
         tokens[i, : len(sample.tokens)] = torch.tensor(sample.tokens)
         labels[i, : len(sample.labels)] = torch.tensor(sample.labels)
+    vision: Any = config.vision  # None for text alone, which has no images
     images = [
         [
-            image_to_tiles(
-                open_image(path), config.vision.image_size, config.vision.max_num_tiles
-            )
+            image_to_tiles(open_image(path), vision.image_size, vision.max_num_tiles)
             for path in sample.images
         ]
         for sample in samples

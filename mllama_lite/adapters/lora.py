@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -62,9 +63,9 @@ class LowRank(nn.Module):
         alpha: float,
         dropout: float = 0.0,
         device: torch.device | None = None,
-    ):
+    ) -> None:
         super().__init__()
-        settings = {"dtype": torch.float32, "device": device}
+        settings: dict[str, Any] = {"dtype": torch.float32, "device": device}
         self.A = nn.Parameter(torch.empty(rank, in_features, **settings))
         self.B = nn.Parameter(torch.zeros(out_features, rank, **settings))
         self.dropout = nn.Dropout(dropout)
@@ -77,7 +78,7 @@ class LowRank(nn.Module):
         with torch.no_grad():
             self.A.copy_(values * bound)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out], in fp32 or as autocast has it."""
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.A.dtype)  # else a copy of every input would be kept
@@ -103,25 +104,27 @@ class LoRALinear(nn.Module):
         merged: names of the adapters that are in the weight already.
     """
 
-    def __init__(self, base: nn.Module):
+    def __init__(self, base: nn.Module) -> None:
         super().__init__()
-        self.base = base
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.adapters = nn.ModuleDict()
-        self.active, self.merged = (), ()
-        self._unmerged_weight = None
+        self.base: Any = base  # a Linear, or what stands for one
+        self.in_features: Any = base.in_features
+        self.out_features: Any = base.out_features
+        self.adapters: Any = nn.ModuleDict()  # of LowRank
+        self.active: tuple[str, ...] = ()
+        self.merged: tuple[str, ...] = ()
+        self._unmerged_weight: torch.Tensor | None = None
 
     @property
-    def weight(self):
+    def weight(self) -> torch.Tensor:
         """The base's weight [out, in]."""
         return self.base.weight
 
     @property
-    def bias(self):
+    def bias(self) -> torch.Tensor | None:
         """The base's bias [out], or None."""
         return self.base.bias
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out], dtype as the base gives it."""
         output = self.base(x)
         for name in self.active:
@@ -130,7 +133,7 @@ class LoRALinear(nn.Module):
         return output
 
     @torch.no_grad()
-    def merge(self):
+    def merge(self) -> None:
         """Add the active adapters to the base's weight; the weight before is kept.
 
         Raises:
@@ -150,7 +153,7 @@ class LoRALinear(nn.Module):
             self._unmerged_weight, self.merged = weight.data, names
             weight.data = (weight.float() + total).to(weight.dtype)
 
-    def unmerge(self):
+    def unmerge(self) -> None:
         """Put the weight back that was there before `merge`, bit for bit."""
         if self.merged:
             self.base.weight.data = self._unmerged_weight
@@ -226,7 +229,7 @@ def groups_of(model: Mllama) -> dict[str, list[str]]:
     return {name: groups for name, groups in found.items() if groups}
 
 
-def is_matrix(module: nn.Module) -> bool:
+def is_matrix(module: nn.Module | None) -> bool:
     """Whether a layer multiplies by a matrix, in whatever form it keeps it."""
     return hasattr(module, "in_features") and hasattr(module, "out_features")
 
@@ -304,7 +307,7 @@ def add_adapter(
     check_new_name(model, name)
     shapes = {}
     for layer, own in find_ranks(model, targets, rank).items():
-        module = model.get_submodule(layer)
+        module: Any = model.get_submodule(layer)
         shape = module.in_features, module.out_features
         shapes[layer] = (*shape, own, alpha * own / rank, dropout)
     pairs = make_pairs(model, shapes)
@@ -333,12 +336,12 @@ def find_ranks(
             )
         for layer in find_targets(model, group):
             ranks[layer] = int(own) if colon else rank
-    for layer, own in ranks.items():
-        module = model.get_submodule(layer)
+    for layer, wanted in ranks.items():
+        module: Any = model.get_submodule(layer)
         shape = module.out_features, module.in_features
-        if own > min(shape):
+        if wanted > min(shape):
             raise InputError(
-                f"The rank is {shown(own)} at {layer}, a matrix of {shape[0]} x "
+                f"The rank is {shown(wanted)} at {layer}, a matrix of {shape[0]} x "
                 f"{shape[1]}: expected at most {min(shape)}, the rank that it can have "
                 "itself; lower it, or give the layer one of its own, as head:64."
             )
@@ -349,7 +352,7 @@ def adapter_size(model: Mllama, targets: str | Sequence[str], rank: int) -> int:
     """How many parameters `add_adapter` would train; see there for what it raises."""
     ranks, size = find_ranks(model, targets, rank), 0
     for layer, own in ranks.items():
-        module = model.get_submodule(layer)
+        module: Any = model.get_submodule(layer)
         size += own * (module.in_features + module.out_features)
     return size
 
@@ -367,7 +370,9 @@ def check_new_name(model: Mllama, name: str) -> None:
         )
 
 
-def make_pairs(model: Mllama, shapes: dict[str, tuple]) -> dict[str, LowRank]:
+def make_pairs(
+    model: Mllama, shapes: dict[str, tuple[int, int, int, float, float]]
+) -> dict[str, LowRank]:
     """A LowRank of each shape, where the layer is: dict from layer to it."""
     pairs = {}
     for layer, shape in shapes.items():
@@ -377,9 +382,7 @@ def make_pairs(model: Mllama, shapes: dict[str, tuple]) -> dict[str, LowRank]:
     return pairs
 
 
-def put_adapter(
-    model: Mllama, name: str, pairs: dict[str, LowRank]
-) -> dict[str, LowRank]:
+def put_adapter(model: Mllama, name: str, pairs: dict[str, LowRank]) -> None:
     """Wrap layers where needed and give each its LowRank: all of them, or none.
 
     Raises:
@@ -429,7 +432,7 @@ def describe(model: Mllama, name: str = "default") -> str:
         n: sum(p.numel() for p in m.adapters[name].parameters())
         for n, m in layers.items()
     }
-    rows = {}
+    rows: dict[str, list[str]] = {}
     for layer in layers:
         # The narrowest group that it belongs to comes last.
         rows.setdefault(groups[layer][-1], []).append(layer)
@@ -468,7 +471,7 @@ def use_adapters(model: Mllama, *names: str) -> None:
         layer.active = tuple(names)
 
 
-def check_apart(model):
+def check_apart(model: Mllama) -> None:
     """Refuse a model whose adapters are merged into its weights."""
     if any(layer.merged for layer in lora_layers(model).values()):
         raise InputError(

@@ -7,7 +7,9 @@ about a file has been found right; one that is refused leaves no trace.
 
 import base64
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -25,7 +27,7 @@ from mllama_lite.adapters.lora import (
     train_only,
     use_adapters,
 )
-from mllama_lite.checkpoints.tensor_files import read_safetensors
+from mllama_lite.checkpoints.tensor_files import StoredTensor, read_safetensors
 from mllama_lite.errors import InputError, shown
 from mllama_lite.files import (
     ANY_TEXT,
@@ -90,7 +92,7 @@ def sample_of_base(model: Mllama, each: int = 4) -> torch.Tensor:
     return torch.cat(samples)
 
 
-def _check_sample(folder, model, noted):
+def _check_sample(folder: Path, model: Mllama, noted: str | None) -> None:
     """Compare a model with the one of which a file has a sample, up to bf16's rounding."""
     if noted is None:
         return  # written by PEFT, which notes nothing of the kind
@@ -198,15 +200,17 @@ ADAPTER_FIELDS = {
 PLAIN = re.compile(r"[\w-]+(\.[\w-]+)*")
 SAFE = re.compile(r"\^?([\w.-]|\\\.|\\d\+?)*(\.\*)?([\w.-]|\\\.|\\d\+?)*\$?")
 MOST_SAFE = 100  # patterns that are no plain names
+Patterns = list[tuple[Callable[[str], object], float]]  # whether one matches, value
 
 
-def _read_patterns(folder, setting, patterns):
+def _read_patterns(folder: Path, setting: str, patterns: dict[str, float]) -> Patterns:
     """A list of (function that says whether a layer matches, value), in their order.
 
     In PEFT, patterns are regular expressions for the end of a layer's name, and the
     first that matches counts. One from somebody else can be made to compute for ages.
     """
-    found, others = [], 0
+    found: Patterns = []
+    others = 0
     for pattern, value in patterns.items():
         if PLAIN.fullmatch(pattern):
             found.append((_ends(pattern), value))
@@ -222,11 +226,11 @@ def _read_patterns(folder, setting, patterns):
     return found
 
 
-def _ends(name):
+def _ends(name: str) -> Callable[[str], bool]:
     return lambda layer: f".{layer}".endswith(f".{name}")
 
 
-def _value(patterns, layer, otherwise):
+def _value(patterns: Patterns, layer: str, otherwise: float) -> float:
     """The value of the first pattern that matches a layer."""
     return next((value for matches, value in patterns if matches(layer)), otherwise)
 
@@ -254,7 +258,7 @@ def load_adapter(
     check_new_name(model, name)
     check_apart(model)
     config, tensors, notes = _read_adapter(folder)
-    modules = dict(named_layers(model))
+    modules: dict[str, Any] = dict(named_layers(model))
     stored = _matrices(folder, modules, tensors)
     _check_sample(folder, model, notes.get(SAMPLE))
     ranks, alphas = (
@@ -285,15 +289,17 @@ def load_adapter(
             )
     pairs = make_pairs(model, shapes)
     with torch.no_grad():
-        for layer, pair in pairs.items():
-            pair.A.copy_(values[layer]["A"])
-            pair.B.copy_(values[layer]["B"])
+        for layer, added in pairs.items():
+            added.A.copy_(values[layer]["A"])
+            added.B.copy_(values[layer]["B"])
     put_adapter(model, name, pairs)
     use_adapters(model, name)
     return train_only(model, name)
 
 
-def _read_adapter(folder):
+def _read_adapter(
+    folder: Path,
+) -> tuple[dict[str, Any], dict[str, StoredTensor], dict[str, str]]:
     """(entries of adapter_config.json, tensors, notes beside them), each checked."""
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         if not exists(folder / file):
@@ -311,9 +317,11 @@ def _read_adapter(folder):
     return config, tensors, notes
 
 
-def _matrices(folder, modules, tensors):
+def _matrices(
+    folder: Path, modules: dict[str, nn.Module], tensors: dict[str, StoredTensor]
+) -> dict[str, tuple[str, dict[str, StoredTensor]]]:
     """Where the matrices of each layer are: dict from our name to (PEFT's, A and B)."""
-    found = {}
+    found: dict[str, tuple[str, dict[str, StoredTensor]]] = {}
     for key, tensor in tensors.items():
         if key.endswith(".base_layer.weight"):
             _check_copy(folder, modules, key, tensor)
@@ -352,12 +360,14 @@ def _matrices(folder, modules, tensors):
     return found
 
 
-def _check_copy(folder, modules, key, tensor):
+def _check_copy(
+    folder: Path, modules: dict[str, nn.Module], key: str, tensor: StoredTensor
+) -> None:
     """PEFT stores the base of an adapted head too; it has to be this model's own."""
     layer = our_name(
         key.removeprefix("base_model.model.").removesuffix(".base_layer.weight")
     )
-    weight = getattr(modules.get(layer), "weight", None)
+    weight: Any = getattr(modules.get(layer), "weight", None)
     same = weight is not None and weight.shape == tensor.shape
     if not same or not torch.equal(weight.cpu(), tensor.read().to(weight.dtype)):
         raise InputError(

@@ -6,6 +6,7 @@ Built in chapter 13, notebooks/13_finetuning.ipynb.
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -60,7 +61,7 @@ class Recipe:
     max_length: int | None = None
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         targets = self.targets
         if isinstance(targets, str):
             targets = (targets,)
@@ -106,6 +107,7 @@ class Recipe:
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     """At one of the steps: up in a line, then down to almost 0 along half a cosine."""
+    assert recipe.lr is not None  # see `chosen`
     rising = round(recipe.warmup * steps)
     if step < rising:
         return recipe.lr * (step + 1) / rising
@@ -130,7 +132,7 @@ def chosen(recipe: Recipe, config: MllamaConfig, new_words: bool = False) -> Rec
         Recipe without None in `targets`, `alpha` and `lr`.
     """
     layers = ["self", "mlp", *["cross"] * bool(config.text.cross_attention_layers)]
-    found = {
+    found: dict[str, Any] = {
         "targets": (*layers, *["head"] * new_words),
         "alpha": ALPHA * recipe.rank,
         "lr": min(RATE / config.text.hidden_size, 1.0),
@@ -158,7 +160,9 @@ def unwritten(
         Their share of the answers' tokens, 0 to 1.
     """
     every = -(-len(samples) // LOOKED_AT)
-    looked_at, best, count = samples[::every], {}, {}
+    looked_at = samples[::every]
+    best: dict[int, float] = {}
+    count: dict[int, int] = {}
     for first in range(0, len(looked_at), batch):
         rows = make_batch(looked_at[first : first + batch], tokenizer, model.config)
         logits, labels = answer_logits(model, rows)

@@ -12,11 +12,12 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,7 +102,7 @@ class Processes:
             environment does not say where they meet.
     """
 
-    def __init__(self, device: str | torch.device | None = None):
+    def __init__(self, device: str | torch.device | None = None) -> None:
         self.accelerator, self.count, self.rank = None, 1, 0
         if os.environ.get("WORLD_SIZE") in (None, "", "1"):
             self.device = find_device(device)
@@ -134,10 +135,10 @@ class Processes:
         return self.accelerator.reduce(tensor, "sum")
 
 
-def _check_environment():
+def _check_environment() -> None:
     """Whether everything is set that a process needs to find the others."""
     count = os.environ["WORLD_SIZE"]
-    most = int(count) - 1 if re.fullmatch("[1-9][0-9]{0,5}", count) else 0
+    most: int | None = int(count) - 1 if re.fullmatch("[1-9][0-9]{0,5}", count) else 0
     limits = {"WORLD_SIZE": 10**6, "RANK": most, "LOCAL_RANK": most}
     for name, most in (limits | {"MASTER_PORT": 65535, "MASTER_ADDR": None}).items():
         value = os.environ.get(name)
@@ -178,8 +179,17 @@ def training_dtype(
     return dtype or torch.bfloat16 if able else torch.float32
 
 
-COLUMNS = ("step", "epoch", "learning_rate", "loss", "gradient_norm", "tokens")
-COLUMNS += ("seconds", "held_out_loss", "held_out_right")
+COLUMNS = (
+    "step",
+    "epoch",
+    "learning_rate",
+    "loss",
+    "gradient_norm",
+    "tokens",
+    "seconds",
+    "held_out_loss",
+    "held_out_right",
+)
 
 
 class Trainer:
@@ -209,7 +219,7 @@ class Trainer:
         held_out: list[Sample],
         recipe: Recipe,
         processes: Processes,
-    ):
+    ) -> None:
         self.vlm, self.model = vlm, vlm.model.train()
         self.recipe = recipe = chosen(recipe, vlm.config)
         self.samples, self.held_out, self.processes = samples, held_out, processes
@@ -221,10 +231,12 @@ class Trainer:
         self.size = min(recipe.batch * recipe.accumulate, len(samples))
         self.epochs = None if recipe.steps else recipe.epochs
         self.steps = recipe.steps or -(-recipe.epochs * len(samples) // self.size)
-        self.step, self.history, self.best = 0, [], None
-        self._settings = None
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] | None = None
+        self._settings: dict[str, Any] | None = None
 
-    def precision(self):
+    def precision(self) -> AbstractContextManager:
         """Autocast for a model in bf16: its adapters, kept in fp32, compute in bf16."""
         if self.model.dtype != torch.bfloat16:
             return nullcontext()
@@ -232,13 +244,14 @@ class Trainer:
 
     def batches(self, samples: list[Sample]) -> Iterator[Batch]:
         """This process's share of some samples, as Batch after Batch."""
+        assert self.vlm.tokenizer is not None
         mine = samples[self.processes.rank :: self.processes.count]
         for first in range(0, len(mine), self.recipe.batch):
             chosen = mine[first : first + self.recipe.batch]
             yield make_batch(chosen, self.vlm.tokenizer, self.vlm.config)
 
     @contextmanager
-    def randomness(self):
+    def randomness(self) -> Iterator[None]:
         """Within this block random numbers depend on seed, step and process alone."""
         parts = [self.recipe.seed, self.processes.rank, self.step + 1]
         device = self.model.device
@@ -296,19 +309,19 @@ class Trainer:
             seconds=time.monotonic() - begin,
         )
 
-    def _add_up(self, tensors):
+    def _add_up(self, tensors: list[Any]) -> None:
         """Sum tensors over all processes, in place and in one exchange."""
         joined = self.processes.sum(torch.cat([t.flatten() for t in tensors]))
         for tensor, part in zip(tensors, joined.split([t.numel() for t in tensors])):
             tensor.copy_(part.view_as(tensor))
 
-    def note(self, **measured):
+    def note(self, **measured: float) -> None:
         """Add to the history's row of this step, which is made if it is not there."""
         if not self.history or self.history[-1]["step"] != self.step:
             seen = self.step * self.size
             if self.epochs:
                 seen = min(seen, self.epochs * len(self.samples))
-            row = dict.fromkeys(COLUMNS)
+            row: dict[str, Any] = dict.fromkeys(COLUMNS)
             row |= {"step": self.step, "epoch": seen / len(self.samples)}
             self.history.append(row)
         self.history[-1] |= measured
@@ -323,6 +336,7 @@ class Trainer:
         of its tokens, its end too, is the likeliest one after those before it. So one
         pass tells both, and nothing has to be written.
         """
+        assert self.vlm.tokenizer is not None
         sums = torch.zeros(3, device=self.model.device)  # loss, right answers, answers
         self.model.eval()
         for batch in self.batches(self.held_out):
@@ -349,7 +363,8 @@ class Trainer:
     @torch.no_grad()
     def use_best(self) -> None:
         """Make the adapter the best that was measured, if anything was."""
-        for name, value in self.best["adapter"].items() if self.best else ():
+        best: dict[str, torch.Tensor] = self.best["adapter"] if self.best else {}
+        for name, value in best.items():
             self.parameters[name].copy_(value)
 
     def settings(self) -> dict:
@@ -397,7 +412,7 @@ class Trainer:
         self.step, self.history = state["step"], state["history"]
         self.best = state["best"]
 
-    def _check(self, state):
+    def _check(self, state: dict) -> None:
         """Whether a state is of this training's form; see `load_state`."""
         mine = self.state()
         if state.keys() != mine.keys() or type(state["step"]) is not int:
@@ -475,7 +490,8 @@ def draw_loss(path: Path, history: list[dict]) -> None:
     try:
         from matplotlib.figure import Figure
 
-        axes = Figure(figsize=(7, 4), layout="constrained").add_subplot()
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.add_subplot()
         for column, style in (("loss", "-"), ("held_out_loss", "o-")):
             points = [(r["step"], r[column]) for r in history if r[column] is not None]
             if points:
@@ -483,7 +499,7 @@ def draw_loss(path: Path, history: list[dict]) -> None:
                 axes.legend()
         axes.set(xlabel="step", ylabel="loss")
         with written_aside(path) as part:
-            axes.figure.savefig(part, format="png")
+            figure.savefig(part, format="png")
     except Exception:  # a library of many parts, none of which the training needs
         pass
 
@@ -518,7 +534,7 @@ def run(
 
 
 def finetune(
-    model: VLM | str | PathLike | None,
+    model: VLM | str | Path | None,
     data: str | PathLike,
     out: str | PathLike,
     recipe: Recipe = Recipe(),
@@ -569,11 +585,12 @@ def finetune(
             "Recipe(epochs=10)."
         )
     given, out = model if isinstance(model, VLM) else None, check_out(out)
+    base = None if isinstance(model, VLM) else model
     check_calls(out, resume, save_every)
     processes = Processes(given.model.device if given else device)
     first = processes.rank == 0
     say = report if report and first else lambda text: None
-    folder = None if given else find_folder(model)
+    folder: Any = None if given else find_folder(base)
     config = given.config if given else open_checkpoint(folder).config
     tokenizer = given.tokenizer if given else find_tokenizer(folder)
     if tokenizer is None or given and adapter_names(given.model):
@@ -622,7 +639,7 @@ def finetune(
             vlm.model.eval()
         if first:
             with system_errors(out, "written"):
-                save_adapter(vlm.model, out, base=None if given else model)
+                save_adapter(vlm.model, out, base=base)
             if looked_at:
                 say(verdict(trainer, looked_at, before, told(vlm, looked_at)))
     return vlm
@@ -644,6 +661,7 @@ def check_calls(out: Path, resume: bool, save_every: int) -> None:
 
 def check_size(model: Mllama, recipe: Recipe, device: torch.device) -> None:
     """Whether an adapter, its gradients and AdamW's averages fit into what is free."""
+    assert recipe.targets is not None  # see `chosen`
     need = 16 * adapter_size(model, recipe.targets, recipe.rank)  # four fp32 each
     free = free_memory(device)
     if free is not None and need > free:
@@ -673,10 +691,12 @@ def settled(
             earlier = {"targets": kept["settings"].get("targets")}
     if recipe.targets is None and not earlier:
         if processes.rank == 0:
+            assert vlm.tokenizer is not None
             share = unwritten(vlm.model, vlm.tokenizer, samples, recipe.batch)
         share = processes.sum(torch.tensor(share, device=processes.device)).item()
         why = f" ({share:.0%} of the answers' tokens are never written by this model)"
     whole = chosen(replace(recipe, **earlier), vlm.config, share > 0.05)
+    assert whole.targets is not None and whole.alpha is not None
     if None in (recipe.targets, recipe.lr):
         say(
             f"for a model of width {vlm.config.text.hidden_size}: learning rate "

@@ -4,6 +4,8 @@
 Built in chapter 13, notebooks/13_finetuning.ipynb.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from mllama_lite.adapters.data import Sample
@@ -12,12 +14,16 @@ from mllama_lite.tokenizer import Tokenizer
 from mllama_lite.vlm import VLM
 
 
+if TYPE_CHECKING:  # which imports this module
+    from mllama_lite.adapters.training import Trainer
+
+
 SHOWN, LONGEST = 3, 64  # samples, and tokens of an answer
 
 
 def some_of(samples: list[Sample]) -> list[Sample]:
     """The first few that ask different things."""
-    different = {}
+    different: dict[tuple, Sample] = {}
     for sample in samples:
         different.setdefault((sample.images, *sample.tokens), sample)
     return list(different.values())[:SHOWN]
@@ -28,7 +34,7 @@ def last_turn(sample: Sample, tokenizer: Tokenizer) -> tuple[list[int], str, str
     first = len(sample.labels) - 1
     while sample.labels[first] < 0:
         first -= 1
-    answer = []
+    answer: list[int] = []
     while sample.labels[first] >= 0:
         answer.insert(0, sample.labels[first])
         first -= 1
@@ -39,24 +45,28 @@ def last_turn(sample: Sample, tokenizer: Tokenizer) -> tuple[list[int], str, str
     )
     asked = prompt[begin + len(head) : -len(tokenizer.encode_header("assistant"))]
     words = [tokenizer.decode(ids, skip_special=True) for ids in (asked, answer)]
-    return prompt, *words
+    return prompt, words[0], words[1]
 
 
 @torch.no_grad()
 def told(vlm: VLM, samples: list[Sample]) -> list[str]:
     """What a model answers to the last question of each sample."""
-    texts, stops = [], vlm.tokenizer.stop_ids
+    tokenizer = vlm.tokenizer
+    assert tokenizer is not None
+    texts, stops = [], tokenizer.stop_ids
     for sample in samples:
-        prompt, _, answer = last_turn(sample, vlm.tokenizer)
+        prompt, _, answer = last_turn(sample, tokenizer)
         images = [open_image(path) for path in sample.images]
         room = vlm.config.text.max_position_embeddings - len(prompt)
-        most = min(LONGEST, 2 * len(vlm.tokenizer.encode(answer)) + 8, room)
+        most = min(LONGEST, 2 * len(tokenizer.encode(answer)) + 8, room)
         ids = vlm.generate(prompt, images, most, stops)
-        texts.append(vlm.tokenizer.decode(ids, skip_special=True))
+        texts.append(tokenizer.decode(ids, skip_special=True))
     return texts
 
 
-def verdict(trainer, samples: list[Sample], before: list[str], after: list[str]) -> str:
+def verdict(
+    trainer: "Trainer", samples: list[Sample], before: list[str], after: list[str]
+) -> str:
     """A text that says what a training has changed, and if nothing, what to try.
 
     Args:
@@ -65,6 +75,7 @@ def verdict(trainer, samples: list[Sample], before: list[str], after: list[str])
         before, after: from `told`, without the adapter and with it.
     """
     lines, tokenizer = [], trainer.vlm.tokenizer
+    assert tokenizer is not None
     wanted = [last_turn(sample, tokenizer)[2] for sample in samples]
     lines.append("held out:" if trainer.held_out else "of the samples learned:")
     for sample, old, new, answer in zip(samples, before, after, wanted):
@@ -98,7 +109,7 @@ def verdict(trainer, samples: list[Sample], before: list[str], after: list[str])
     return "\n".join(lines)
 
 
-def losses(trainer) -> tuple[float, float]:
+def losses(trainer: "Trainer") -> tuple[float, float]:
     """Before and after: of what is held out, else of the first and the last steps."""
     rows = trainer.history
     if trainer.best and rows[0]["held_out_loss"] is not None:
@@ -107,9 +118,10 @@ def losses(trainer) -> tuple[float, float]:
     return learned[0], sum(learned[-5:]) / len(learned[-5:])
 
 
-def advice(trainer, factor: float) -> str:
+def advice(trainer: "Trainer", factor: float) -> str:
     """What to try, as options of the command line, with a rate so many times as high."""
     recipe = trainer.recipe
+    assert recipe.lr is not None and recipe.targets is not None  # see `chosen`
     kind = "higher" if factor > 1 else "lower"
     ways = [f"a {kind} learning rate (--lr {recipe.lr * factor:.2g})"]
     ways.append(f"more steps (--steps {max(3 * trainer.steps, 100)})")

@@ -5,6 +5,7 @@ Built in chapter 9, notebooks/09_checkpoint.ipynb. What an entry may hold stands
 tables; every published Llama 3 lies far inside, and whatever lies inside can be built.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,9 @@ def config_from_hub(
     return MllamaConfig(text, vision, image, _ids(given.get("eos_token_id")) or ends)
 
 
-def _text_config(entries, where, images=False):
+def _text_config(
+    entries: Any, where: Path | str, images: bool = False
+) -> tuple[TextConfig, tuple[int, ...]]:
     """(TextConfig, ids that end an answer) from the entries of a `config.json`."""
     within = "text_config." if images else ""
     table = TEXT_FIELDS | (CROSS_FIELDS if images else {})
@@ -199,7 +202,9 @@ def _text_config(entries, where, images=False):
     return config, _ids(given.get("eos_token_id"))
 
 
-def _rope(given, where, within):
+def _rope(
+    given: dict[str, Any], where: Path | str, within: str
+) -> tuple[float, RopeScaling | None]:
     """(theta, RopeScaling or None), in whichever of the two ways they are written."""
     name = "rope_parameters" if given.get("rope_parameters") else "rope_scaling"
     entries, within = given.get(name, {}), f"{within}{name}."
@@ -222,17 +227,17 @@ def _rope(given, where, within):
     return theta, scaling
 
 
-def _rising(indices, end):
+def _rising(indices: Sequence[int], end: int) -> bool:
     """Whether indices are sorted, each there once, and below an end."""
     return list(indices) == sorted(set(indices)) and all(i < end for i in indices)
 
 
-def _ids(ends):
+def _ids(ends: int | list[int] | None) -> tuple[int, ...]:
     """`eos_token_id`, one or several, as a tuple."""
     return tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
 
 
-def _vision_config(entries, where):
+def _vision_config(entries: Any, where: Path | str) -> VisionConfig:
     """VisionConfig from the entries of a `config.json`."""
     within = "vision_config."
     given = check_fields(entries, VISION_FIELDS, where, within)
@@ -269,7 +274,7 @@ def _vision_config(entries, where):
     return config
 
 
-def _tile_relations(config, name):
+def _tile_relations(config: VisionConfig, name: str) -> Iterator[tuple[bool, str, str]]:
     """Tiles are cut into whole patches, and an image has a bounded number of them."""
     side, patch, tiles = config.image_size, config.patch_size, config.max_num_tiles
     yield side % patch == 0, name, f"a multiple of the patches' side, {patch}"

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
+from types import ModuleType
 
 from mllama_lite.errors import InputError, shown
 from mllama_lite.files import as_path, exists, system_errors
@@ -97,7 +98,7 @@ def download(model_id: str, files: Sequence[str] = HUB_FILES) -> Path:
 
 
 @contextmanager
-def _quiet(utils) -> Iterator[None]:
+def _quiet(utils: ModuleType) -> Iterator[None]:
     """No words of the hub library's own, and its bars only where somebody looks."""
     level, bars = utils.logging.get_verbosity(), utils.are_progress_bars_disabled()
     utils.logging.set_verbosity(utils.logging.CRITICAL)

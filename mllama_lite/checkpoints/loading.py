@@ -176,7 +176,7 @@ class LoadReport:
     stored_bytes: int = 0
     dtype: torch.dtype | None = None
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (
             f"{self.layout} layout, {self.num_parameters:,} parameters, "
             f"{self.stored_bytes / 2**30:.2f} GiB: {len(self.loaded)} tensors loaded "
@@ -358,7 +358,7 @@ def load_model(
     return model.eval(), report
 
 
-def _allocated(model, dtype, device):
+def _allocated(model: Mllama, dtype: torch.dtype, device: torch.device) -> Mllama:
     """Give the parameters of an empty model memory; nothing is written to it yet."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -368,12 +368,19 @@ def _allocated(model, dtype, device):
     return model
 
 
-def _fill(parameter, shards, shape, name, convert):
+def _fill(
+    parameter: torch.Tensor,
+    shards: list[StoredTensor],
+    shape: tuple[int, ...],
+    name: str,
+    convert: Callable | None,
+) -> None:
     """Put a stored tensor, in one piece or several, into its parameter."""
     dimension = _cut_dimension(shards, shape, name)
     if dimension is None and convert is None:
         shards[0].read_into(parameter)
     elif convert is None:
+        assert dimension is not None
         for shard, part in zip(shards, parameter.chunk(len(shards), dimension)):
             shard.read_into(part)
     else:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from mllama_lite.decoder import TextConfig
+from mllama_lite.local_vision import VisionConfig
 from mllama_lite.model import MllamaConfig
 from mllama_lite.rope import to_half_split
 from mllama_lite.tiles import canvases
@@ -105,20 +107,21 @@ def meta_conversions(
                 [(f"vision_model.vision_projection.{name.split('.')[-1]}", shape)]
             )
         else:
+            assert vision is not None  # only a model with images has other parameters
             conversions[name] = _meta_vision_conversion(
                 name.removeprefix("vision_model."), shape, vision
             )
     return conversions
 
 
-def _meta_layer(index, text):
+def _meta_layer(index: int, text: TextConfig) -> tuple[str, int]:
     """Meta counts self- and cross-attention layers apart: (stack, place in it)."""
     if index in text.cross_attention_layers:
         return "cross_attention_layers", text.cross_attention_layers.index(index)
     return "layers", text.self_attention_layers.index(index)
 
 
-def _meta_part(part):
+def _meta_part(part: str) -> str:
     """Meta's name of a part of a text layer."""
     for ours, theirs in (
         (r"^(?:self|cross)_attn\.([qkvo])_proj", r"attention.w\1"),
@@ -135,9 +138,12 @@ def _meta_part(part):
     return part
 
 
-def _meta_vision_conversion(name, shape, vision):
+def _meta_vision_conversion(
+    name: str, shape: tuple[int, ...], vision: VisionConfig
+) -> Conversion:
     """Conversion of a parameter of the vision encoder."""
     tiles, convert = vision.max_num_tiles, None
+    stored: tuple[int, ...]
     if name == "patch_embedding.weight":
         theirs, stored = (
             "conv1._linear.weight",

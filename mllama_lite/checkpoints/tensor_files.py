@@ -12,7 +12,7 @@ import re
 import struct
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -221,19 +221,21 @@ class Name:
     name: str
 
 
-def _sizes(*values):
+def _sizes(*values: object) -> bool:
     """Whether these can be lengths, shapes and offsets."""
     return all(type(value) is int and 0 <= value < 2**48 for value in values)
 
 
-def _storage(word, kind, key, device, length):
+def _storage(
+    word: object, kind: object, key: object, device: object, length: Any
+) -> Storage:
     """What a pickle asks for with BINPERSID."""
     if word != "storage" or type(kind) is not Name or not _sizes(length):
         raise ValueError("what it calls a storage is none")
     return Storage(kind.name.removeprefix("torch "), str(key), length)
 
 
-def _view(storage, offset, shape, stride, *_):
+def _view(storage: Any, offset: Any, shape: Any, stride: Any, *_: object) -> View:
     """What torch's `_rebuild_tensor_v2` would make a tensor of."""
     fits = type(storage) is Storage and len(shape) == len(stride) <= 16
     if not fits or not _sizes(offset, *shape, *stride):
@@ -241,7 +243,7 @@ def _view(storage, offset, shape, stride, *_):
     return View(storage, offset, shape, stride)
 
 
-def _empty():
+def _empty() -> dict:
     """An OrderedDict as pickles make it; what it holds comes afterwards."""
     return {}
 
@@ -276,7 +278,7 @@ def read_pickle(program: bytes, path: Path | str) -> Any:
     memo: dict[Any, Any] = {}
     argument: Any
 
-    def taken(begin):
+    def taken(begin: int) -> list[Any]:
         """What lies above a place on the stack, removed from it."""
         values = stack[begin:]
         del stack[begin:]
@@ -335,7 +337,7 @@ def read_pickle(program: bytes, path: Path | str) -> Any:
     raise damaged_file(path, "its pickle has no end")
 
 
-def _more_than_tensors(path, what):
+def _more_than_tensors(path: Path | str, what: object) -> InputError:
     return InputError(
         f"{path} holds more than tensors (its pickle asks for {shown(what)}): expected "
         "a state dict; nothing of it was run, because that could be any program; get "
@@ -386,7 +388,7 @@ def read_pth_index(path: Path | str) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _row_by_row(shape, stride):
+def _row_by_row(shape: Sequence[int], stride: Sequence[int]) -> bool:
     """Whether the numbers of a tensor follow each other; a side of 1 takes no step."""
     steps = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     return all(n == 1 or have == want for n, have, want in zip(shape, stride, steps))
@@ -395,7 +397,7 @@ def _row_by_row(shape, stride):
 class _InParts:
     """A file of which nobody reads more than MOST_PICKLE bytes at once."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: BinaryIO) -> None:
         self.file, self.seek, self.tell = file, file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
@@ -409,7 +411,7 @@ class _InParts:
 BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
-def _open_pth(path):
+def _open_pth(path: Path) -> tuple[bytes, dict[str, tuple[int, int]]]:
     """The pickle of a `.pth` file, and for each storage where it begins and its bytes.
 
     The file is a zip archive whose members are stored as they are, so nothing has to be
@@ -449,7 +451,7 @@ def _open_pth(path):
     return texts[program], storages
 
 
-def _members(file):
+def _members(file: BinaryIO) -> dict[str, tuple[int, int]]:
     """Members of a zip file: from names to the places of their bytes and their sizes.
 
     The directory's own words are not enough: a program that packs an archive anew may

@@ -96,7 +96,7 @@ class Talk:
         system: text of a system message, or None.
     """
 
-    def __init__(self, vlm: "VLM", settings: dict, system: str | None = None):
+    def __init__(self, vlm: "VLM", settings: dict, system: str | None = None) -> None:
         self.vlm, self.settings, self.system = vlm, settings, system
         self.at_terminal = sys.stdin.isatty()
         self.reset()

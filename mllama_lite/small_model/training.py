@@ -7,14 +7,16 @@ the number of the step, so that training can stop anywhere and go on as if it ha
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -24,8 +26,9 @@ from mllama_lite.cross_attention import VisionContext
 from mllama_lite.devices import find_device
 from mllama_lite.errors import InputError, shown
 from mllama_lite.files import system_errors, written_aside
+from mllama_lite.local_vision import VisionConfig
 from mllama_lite.model import Mllama
-from mllama_lite.small_model.evaluation import answers, exact_match, held_out
+from mllama_lite.small_model.evaluation import Item, answers, exact_match, held_out
 from mllama_lite.small_model.first_values import (
     initialise,
     make_ranks,
@@ -38,8 +41,8 @@ from mllama_lite.small_model.patches import (
     PatchHead,
     patch_targets,
 )
-from mllama_lite.small_model.questions import UNKNOWN, WORDINGS, ask
-from mllama_lite.small_model.scenes import KINDS, draw_scene, load_masks
+from mllama_lite.small_model.questions import UNKNOWN, WORDINGS, Question, ask
+from mllama_lite.small_model.scenes import KINDS, Scene, draw_scene, load_masks
 from mllama_lite.tiles import canvases, image_to_tiles
 from mllama_lite.tokenizer import NUM_SPECIAL_TOKENS, ImagePart, Tokenizer
 from mllama_lite.training_folder import (
@@ -58,7 +61,9 @@ from mllama_lite.training_folder import (
 from mllama_lite.vlm import VLM
 
 
-def encode_turns(tokenizer, questions, image=True):
+def encode_turns(
+    tokenizer: Tokenizer, questions: Sequence[Question], image: bool = True
+) -> tuple[list[int], list[int]]:
     """A conversation about one image, with the next tokens of its answers as labels.
 
     Args:
@@ -69,7 +74,8 @@ def encode_turns(tokenizer, questions, image=True):
     Returns:
         (tokens, labels), lists of equal length.
     """
-    tokens, labels = [tokenizer.bos_id], []
+    tokens = [tokenizer.bos_id]
+    labels: list[int] = []
     for i, question in enumerate(questions):
         content = [ImagePart(), question.text] if image and i == 0 else question.text
         tokens += tokenizer.encode_message("user", content)[0]
@@ -104,9 +110,9 @@ class SceneBatch:
     labels: torch.Tensor
     sees: torch.Tensor
 
-    def to(self, device):
+    def to(self, device: torch.device) -> "SceneBatch":
         """The same batch on a device."""
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device) if isinstance(value, torch.Tensor) else value
             for name, value in vars(self).items()
         }
@@ -150,7 +156,7 @@ class Plan:
     kinds: tuple[str, ...] = KINDS
     num_things: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         counts = {"seed": (0, 2**63 - 1), "images": (1, 10_000), "questions": (1, 100)}
         steps = ("vision_steps", "joint_steps", "decay_steps", "later_step")
         for name, (least, most) in (
@@ -196,11 +202,11 @@ class Plan:
             )
 
     @property
-    def steps(self):
+    def steps(self) -> int:
         """Of both stages."""
         return self.vision_steps + self.joint_steps
 
-    def learning_rate(self, step):
+    def learning_rate(self, step: int) -> float:
         """At a step: a short warm-up in each stage, and a line down to 0 at the end."""
         joint = step >= self.vision_steps
         since = step - self.vision_steps if joint else step
@@ -209,7 +215,14 @@ class Plan:
         return rate * min(1.0, (since + 1) / 200, left)
 
 
-def draw_batch(plan, step, masks, tokenizer, config, with_text=True):
+def draw_batch(
+    plan: Plan,
+    step: int,
+    masks: dict[str, list[Image.Image]],
+    tokenizer: Tokenizer,
+    config: VisionConfig,
+    with_text: bool = True,
+) -> SceneBatch:
     """The batch of a step: a function of the plan's seed and the step alone.
 
     Args:
@@ -241,8 +254,8 @@ def draw_batch(plan, step, masks, tokenizer, config, with_text=True):
     tiles = [image_to_tiles(s.image, config.image_size) for s in scenes]
     rows = []
     if with_text:
-        weights = plan.weights if step < plan.later_step else plan.later_weights
-        weights = np.array(weights) / sum(weights)
+        given = plan.weights if step < plan.later_step else plan.later_weights
+        weights = np.array(given) / sum(given)
         turns = 2 if rng.random() < 0.12 else 1
         for scene in scenes:
             asked = draw_questions(rng, scene, plan.questions * turns, weights)
@@ -267,7 +280,9 @@ def draw_batch(plan, step, masks, tokenizer, config, with_text=True):
     )
 
 
-def draw_questions(rng, scene, count, weights):
+def draw_questions(
+    rng: np.random.Generator, scene: Scene, count: int, weights: np.ndarray
+) -> list[Question]:
     """So many questions about a scene, no text twice while there are others."""
     kinds, asked, texts = list(WORDINGS), [], set()
     for attempt in range(20 * count):
@@ -280,7 +295,7 @@ def draw_questions(rng, scene, count, weights):
     return asked
 
 
-def project(model, batch):
+def project(model: Mllama, batch: SceneBatch) -> torch.Tensor:
     """Projected vision tokens of a batch's valid tiles: [N, num_tiles, P, D]."""
     features = model.vision_model.encode(
         batch.pixel_values, batch.aspect_ratio_ids, batch.num_tiles
@@ -288,7 +303,7 @@ def project(model, batch):
     return model.multi_modal_projector(features[:, : batch.num_tiles])
 
 
-def answer_loss(model, batch, vision):
+def answer_loss(model: Mllama, batch: SceneBatch, vision: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy of the tokens of the answers, and of nothing else.
 
     Args:
@@ -327,7 +342,13 @@ class Pretrainer:
         history: list of dicts, one for every 50 steps.
     """
 
-    def __init__(self, plan, model, ranks, masks):
+    def __init__(
+        self,
+        plan: Plan,
+        model: Mllama,
+        ranks: dict[bytes, int],
+        masks: dict[str, list[Image.Image]],
+    ) -> None:
         self.plan, self.model, self.ranks, self.masks = plan, model, ranks, masks
         self.tokenizer = Tokenizer(ranks)
         share_places(model.vision_model)
@@ -337,14 +358,18 @@ class Pretrainer:
         # Only matrices decay: a gate or a norm that is pulled to 0 means something else.
         decays = [p for name, p in parameters if p.ndim > 1 and "embed" not in name]
         rest = [p for name, p in parameters if p.ndim == 1 or "embed" in name]
-        groups = [{"params": decays}, {"params": rest, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": decays},
+            {"params": rest, "weight_decay": 0.0},
+        ]
         self.optimiser = torch.optim.AdamW(
             groups, betas=(0.9, 0.98), weight_decay=0.05, fused=True
         )
-        self.step, self.history = 0, []
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
         self._sums = torch.zeros(2 + len(PATCH_TARGETS), device=model.device)
 
-    def train_step(self, batch):
+    def train_step(self, batch: SceneBatch) -> torch.Tensor:
         """One step: draw, look, answer, learn. Returns the loss, fp32 scalar."""
         plan, joint = self.plan, self.step >= self.plan.vision_steps
         for group in self.optimiser.param_groups:
@@ -378,10 +403,10 @@ class Pretrainer:
         self._record(told.detach(), patches.detach())
         return loss.detach()
 
-    def _record(self, answers, patches):
+    def _record(self, answers: torch.Tensor, patches: torch.Tensor) -> None:
         self._sums += torch.cat([answers.new_ones(1), answers[None], patches])
         if self.step % 50 == 0:
-            count, answers, *patches = self._sums.tolist()
+            count, told, *found = self._sums.tolist()
             gates = {
                 name: parameter.item()
                 for name, parameter in self.model.named_parameters()
@@ -390,8 +415,8 @@ class Pretrainer:
             self.history.append(
                 {
                     "step": self.step,
-                    "answers": answers / count,
-                    "patches": dict(zip(PATCH_TARGETS, (p / count for p in patches))),
+                    "answers": told / count,
+                    "patches": dict(zip(PATCH_TARGETS, (p / count for p in found))),
                     "gates": gates,
                 }
             )
@@ -429,10 +454,10 @@ class Pretrainer:
         self.head.load_state_dict(state["head"])
         self.optimiser.load_state_dict(state["optimiser"])
 
-    def _check(self, state):
+    def _check(self, state: dict) -> None:
         """Whether a state is of this training's form; see `load_state`."""
         mine = self.state()
-        free = {"optimiser": {}, "history": [], "plan": {}}
+        free: dict[str, Any] = {"optimiser": {}, "history": [], "plan": {}}
         check_alike(state | free, mine | free)
         if state["plan"] != mine["plan"]:
             check_keys(state["plan"], mine["plan"], "the plan")
@@ -444,7 +469,7 @@ class Pretrainer:
             raise Unlike("its history has other steps")
         check_optimiser(state["optimiser"], self.optimiser, state["step"], every=False)
 
-    def validate(self, items):
+    def validate(self, items: Sequence[Item]) -> None:
         """Note in the history how many of some questions are answered right.
 
         Args:
@@ -457,7 +482,7 @@ class Pretrainer:
         shares = {row: right / total for row, (right, total) in counts.items()}
         self.history[-1]["validation"] = shares
 
-    def batches(self, until, workers=1):
+    def batches(self, until: int, workers: int = 1) -> torch.utils.data.DataLoader:
         """The batches of the steps still to do, drawn ahead by another process."""
         steps = _Steps(self)
         return torch.utils.data.DataLoader(
@@ -472,15 +497,17 @@ class Pretrainer:
 class _Steps(torch.utils.data.Dataset):
     """Batches by the number of their step."""
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: Pretrainer) -> None:
         self.plan, self.masks = trainer.plan, trainer.masks
         self.tokenizer = trainer.tokenizer
-        self.config = trainer.model.config.vision
+        config = trainer.model.config.vision
+        assert config is not None
+        self.config = config
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.plan.steps
 
-    def __getitem__(self, step):
+    def __getitem__(self, step: int) -> SceneBatch:
         with_text = step >= self.plan.vision_steps
         return draw_batch(
             self.plan, step, self.masks, self.tokenizer, self.config, with_text
@@ -491,7 +518,7 @@ SAVE_EVERY = 500  # steps
 VALIDATE_EVERY = 1000  # steps of the second stage
 
 
-def new_trainer(plan, device="cpu"):
+def new_trainer(plan: Plan, device: str | torch.device = "cpu") -> Pretrainer:
     """A Pretrainer at its first step, everything made from the plan's seed."""
     ranks = make_ranks()
     model = Mllama(small_config(len(ranks) + NUM_SPECIAL_TOKENS))
@@ -541,7 +568,7 @@ def train(
             trainer.load(state)
         else:
             trainer.save(state)  # from now on the folder is this training's
-        items = []
+        items: list[Item] = []
         for batch in trainer.batches(plan.steps, workers):
             trainer.train_step(batch)
             if trainer.step % VALIDATE_EVERY == 0 and trainer.step > plan.vision_steps:
