@@ -51,13 +51,9 @@ from compare import SIZES, memory_of_process, write_checkpoint
 from mllama_lite.adapters.data import Batch, Sample
 from mllama_lite.adapters.lora import LowRank, add_adapter, find_targets
 from mllama_lite.adapters.peft_files import hub_name
-from mllama_lite.adapters.training import (
-    Processes,
-    Recipe,
-    Trainer,
-    learning_rate,
-    recomputed,
-)
+from mllama_lite.adapters.processes import Processes
+from mllama_lite.adapters.recipe import Recipe, learning_rate
+from mllama_lite.adapters.training import Trainer, recomputed
 from mllama_lite.checkpoints.loading import load_model, save_model
 from mllama_lite.model import empty_model
 from mllama_lite.tiles import Tiles, canvases

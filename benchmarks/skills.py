@@ -36,7 +36,9 @@ import torch
 from mllama_lite.adapters.data import read_samples
 from mllama_lite.adapters.lora import add_adapter
 from mllama_lite.adapters.peft_files import save_adapter
-from mllama_lite.adapters.training import Processes, Recipe, Trainer
+from mllama_lite.adapters.processes import Processes
+from mllama_lite.adapters.recipe import Recipe
+from mllama_lite.adapters.training import Trainer
 from mllama_lite.small_model.evaluation import Item, answers, exact_match, held_out
 from mllama_lite.small_model.questions import WORDINGS, ask
 from mllama_lite.small_model.scenes import draw_scene, load_masks

@@ -5,6 +5,9 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
+import conftest
 from mllama_lite.checkpoints.hub import find_folder
 from mllama_lite.small_model.evaluation import interval
 
@@ -74,3 +77,18 @@ def test_the_table_in_the_readme_is_the_one_measured():
         wanted.append("| " + " | ".join(cells) + " |")
     readme = (ROOT / "README.md").read_text()
     assert [line for line in wanted if line not in readme] == []
+
+
+@pytest.mark.parametrize(
+    "before, now, limit, same",
+    [
+        (0, 0, 0, True),
+        (1, 0, 1, False),
+        (2e-5, 3e-6, 1e-4, True),
+        (2e-5, 1e-6, 1e-4, False),
+        (9e-7, 1e-5, 1e-3, True),
+        (9e-7, 1.1e-5, 1e-3, False),
+    ],
+)
+def test_a_figure_of_the_page_has_its_size(before, now, limit, same):
+    assert conftest.of_one_size(before, now, limit) is same

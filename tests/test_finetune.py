@@ -35,18 +35,12 @@ from mllama_lite.adapters.data import (
     make_batch,
     read_samples,
 )
+from mllama_lite.adapters.finetune import finetune
 from mllama_lite.adapters.lora import add_adapter, lora_layers, remove_adapters
 from mllama_lite.adapters.peft_files import load_adapter
-from mllama_lite.adapters.training import (
-    COLUMNS,
-    Processes,
-    Recipe,
-    Trainer,
-    finetune,
-    learning_rate,
-    recomputed,
-    training_dtype,
-)
+from mllama_lite.adapters.processes import Processes, training_dtype
+from mllama_lite.adapters.recipe import Recipe, learning_rate
+from mllama_lite.adapters.training import COLUMNS, Trainer, recomputed
 from mllama_lite.checkpoints.hub import find_folder, find_tokenizer
 from mllama_lite.cross_attention import VisionCache
 from mllama_lite.decoder import TextConfig
@@ -55,7 +49,7 @@ from mllama_lite.model import Mllama, MllamaConfig
 from mllama_lite.tokenizer import ImagePart
 from mllama_lite.vlm import VLM, load
 
-module = sys.modules["mllama_lite.adapters.training"]
+module = sys.modules["mllama_lite.adapters.finetune"]
 TOKENIZER = find_tokenizer(find_folder())
 
 

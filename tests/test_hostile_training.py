@@ -22,16 +22,13 @@ from hypothesis import strategies as st
 
 from mllama_lite import InputError, cli
 from mllama_lite.adapters import data as reading
-from mllama_lite.adapters import training as adapting
+from mllama_lite.adapters import finetune as adapting
 from mllama_lite.adapters.data import Reader, read_samples
+from mllama_lite.adapters.finetune import finetune
 from mllama_lite.adapters.lora import add_adapter, lora_layers
+from mllama_lite.adapters.processes import Processes
 from mllama_lite.adapters.recipe import Recipe, chosen, unwritten
-from mllama_lite.adapters.training import (
-    Processes,
-    Trainer,
-    finetune,
-    weights_checksum,
-)
+from mllama_lite.adapters.training import Trainer, weights_checksum
 from mllama_lite.adapters.verdict import last_turn, some_of, told, verdict
 from mllama_lite.cli import terminal
 from mllama_lite.model import MllamaConfig, empty_model

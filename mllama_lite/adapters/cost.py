@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_iter, tree_map_only
 
 from mllama_lite.adapters.data import Batch, Sample, make_batch
 from mllama_lite.adapters.lora import add_adapter, base_parameters
+from mllama_lite.adapters.processes import Processes
 from mllama_lite.adapters.recipe import Recipe
-from mllama_lite.adapters.training import Processes, Trainer, recomputed
+from mllama_lite.adapters.training import Trainer, recomputed
 from mllama_lite.errors import InputError
 from mllama_lite.model import Mllama, MllamaConfig, empty_model
 from mllama_lite.tiles import Tiles, canvases

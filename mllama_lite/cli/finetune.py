@@ -70,8 +70,8 @@ def run(options: Namespace) -> None:
         )
     check_out(options)
     keep_freed_memory()
+    from mllama_lite.adapters.finetune import finetune
     from mllama_lite.adapters.recipe import Recipe
-    from mllama_lite.adapters.training import finetune
 
     names = [name.replace("-", "_") for name, _, _ in RECIPE]
     given = {name: getattr(options, name) for name in names}
