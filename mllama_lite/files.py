@@ -87,6 +87,19 @@ def exists(path: Path) -> bool:
         return True
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder, or a link to one; `Path.is_dir` keeps refusals to itself.
+
+    Raises:
+        InputError: the system doesn't say, for want of permission for instance.
+    """
+    with system_errors(path, "read"):
+        try:
+            return stat.S_ISDIR(os.stat(path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+
 @contextmanager
 def opened(path: Path | str, buffering: int = -1) -> Iterator[Any]:
     """Open a file for reading. Pipes and devices, which may never end, are refused.

@@ -954,8 +954,10 @@ LOCKED = """
 import json, os, sys
 from pathlib import Path
 from mllama_lite import InputError
+from mllama_lite.adapters.data import read_samples
 from mllama_lite.checkpoints.hub import find_folder, find_tokenizer
 from mllama_lite.checkpoints.loading import load_model, open_checkpoint, save_model
+from mllama_lite.cli.ask import _check_adapter
 
 folder = Path(sys.argv[1])
 model, _ = load_model(folder / "model")
@@ -986,6 +988,8 @@ def test_what_may_not_be_read_or_written(tmp_path, folder):
         (tmp_path / name).mkdir()
         trials.append((name, "open_checkpoint"))
     trials.append(("shut/inner", "find_folder"))
+    trials.append(("shut/inner", "lambda path: read_samples(path, None, None)"))
+    trials.append(("shut/inner", "_check_adapter"))
     trials.append(("shut", "lambda path: save_model(model, path)"))
     (tmp_path / "shut").chmod(0)
     for parent in tmp_path.parents[:-2]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mllama_lite.errors import InputError, shown
-from mllama_lite.files import system_errors
+from mllama_lite.files import exists, system_errors
 from mllama_lite.model import Mllama, MllamaConfig
 from mllama_lite.tiles import Tiles, image_to_tiles, open_image
 from mllama_lite.tokenizer import ImagePart, Tokenizer
@@ -300,10 +300,10 @@ def read_samples(
     data = Path(data)
     parts = {"train": data / "train", "validation": data / "validation"}
     names = {name: f"{name}/metadata.jsonl" for name in parts}
-    if (data / "metadata.jsonl").is_file():
+    if exists(data / "metadata.jsonl"):
         parts["train"], names["train"] = data, "metadata.jsonl"
     files = {name: folder / "metadata.jsonl" for name, folder in parts.items()}
-    if not files["train"].is_file():
+    if not exists(files["train"]):
         raise InputError(
             f"{data} has no metadata.jsonl: expected a folder with that file and the "
             "images that it names, or with two such folders, train and validation; "
@@ -312,7 +312,7 @@ def read_samples(
     reader = Reader(tokenizer, config, max_length)
     samples: dict[str, list[Sample]] = {"validation": []}
     for name, file in files.items():
-        if file.is_file():
+        if exists(file):
             samples[name] = reader.read(file, names[name])
     if reader.problems and not skip_bad:
         raise InputError(

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mllama_lite.errors import InputError, shown
-from mllama_lite.files import as_path, exists, system_errors
+from mllama_lite.files import as_path, exists, is_folder, system_errors
 from mllama_lite.tokenizer import Tokenizer
 
 
@@ -129,9 +129,8 @@ def find_folder(
     if model is None:
         return Path(str(resources.files("mllama_lite"))) / "small"
     path = as_path(model, "a model's folder")
-    with system_errors(path, "read"):
-        if path.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
-            return path
+    if is_folder(path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
+        return path
     return download(str(model), files)
 
 

@@ -41,6 +41,7 @@ from mllama_lite.files import (
     check_fields,
     damaged_file,
     exists,
+    is_folder,
     make_folder,
     object_of,
     read_json,
@@ -90,12 +91,12 @@ def find_files(folder: Path | str) -> tuple[str, list[Path]]:
             that leads out of the folder.
     """
     folder = as_path(folder, "a model's folder")
+    if not is_folder(folder):
+        raise InputError(
+            f"There is no folder {folder}: expected one with a model, or a hub id "
+            "such as meta-llama/Llama-3.2-11B-Vision-Instruct; check the name."
+        )
     with system_errors(folder, "read"):
-        if not folder.is_dir():
-            raise InputError(
-                f"There is no folder {folder}: expected one with a model, or a hub id "
-                "such as meta-llama/Llama-3.2-11B-Vision-Instruct; check the name."
-            )
         files = sorted(folder.glob("consolidated*.pth"))
     if exists(folder / INDEX):
         names = sorted(set(read_index(folder).values()))
@@ -143,9 +144,8 @@ def read_config(folder: Path | str) -> MllamaConfig:
     }.items():
         if exists(folder / name):
             return reader(read_json(folder / name), folder / name)
-    with system_errors(folder, "read"):
-        if not folder.is_dir():
-            find_files(folder)
+    if not is_folder(folder):
+        find_files(folder)
     raise InputError(
         f"{folder} has no configuration: expected config.json (hub) or params.json "
         "(Meta); download it beside the weights."

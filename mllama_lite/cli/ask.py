@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mllama_lite.cli.options import Text, add_answering, check_place, sampling
 from mllama_lite.cli.terminal import loading_progress, say
 from mllama_lite.errors import InputError, shown
-from mllama_lite.files import written_aside
+from mllama_lite.files import exists, written_aside
 
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _check_show(path: str, names: list[str]) -> None:
 
 def _check_adapter(folder: str) -> None:
     """Before anything is loaded: whether the folder of --adapter holds one."""
-    if not os.path.isfile(os.path.join(folder, "adapter_config.json")):
+    if not exists(Path(folder) / "adapter_config.json"):
         raise InputError(
             f"--adapter {folder} has no adapter_config.json: expected the folder that "
             "finetune wrote to; check the path."
