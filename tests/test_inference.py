@@ -317,6 +317,10 @@ def test_logits_that_are_no_numbers_are_refused(temperature):
         1,
         0,
     ]
+    assert sampler(torch.tensor([[-torch.inf, 2.0], [-torch.inf, 0.0]])).tolist() == [
+        1,
+        1,
+    ]
 
 
 def test_settings_at_their_limits():

@@ -172,6 +172,7 @@ def test_static_shapes(all_models, proof):
             difference = max(
                 difference, (a.step(tokens) - b.step(tokens)).abs().max().item()
             )
+            assert (a.cache.window, b.cache.window) == (None, 32)
         worst = max(worst, difference)
     proof(
         "Decode step of fixed shapes",

@@ -522,7 +522,7 @@ def main() -> int:
     names = options.targets or list(every)
     whole, figures = sum(every[name].share for name in names), {}
     for name in names:
-        runs = options.runs * every[name].share // whole
+        runs = -(-options.runs * every[name].share // whole)
         command = [sys.executable, __file__, "--one", name, "--runs", str(runs)]
         began = time.monotonic()
         ended = subprocess.run(
