@@ -252,6 +252,26 @@ def test_sessions_that_outgrow_their_cache(small, static):
         assert (torch.stack(got) - torch.stack(want)).abs().max() < 2e-5
 
 
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("static", [False, True])
+def test_rows_of_different_lengths_are_taken_further(small, static, count):
+    """A second turn for all rows at once: each gets the logits that it gets alone."""
+    config, vlm = small
+    rows, images = (some[-count:] for some in cases.batch(5, config))
+    tiles = cases.tiles_of(config, images)
+    assert len(set(map(len, rows))) > 1
+    longer = [row + [3, 1, 4, 2, 5][: i + 2] for i, row in enumerate(rows)]
+    session = Session(vlm.model, count, 40, static)
+    session.extend(rows, tiles)
+    step = torch.arange(1, count + 1)
+    got = [session.extend(longer, tiles), session.step(step)]
+    for i, (row, seen) in enumerate(zip(longer, tiles)):
+        alone = Session(vlm.model, 1, 40)
+        want = [alone.extend([row], [seen]), alone.step(torch.tensor([i + 1]))]
+        for a, b in zip(got, want):
+            assert (a[i] - b[0]).abs().max() < 2e-5
+
+
 def test_sessions_refuse_what_they_cannot_do(small):
     config, vlm = small
     rows, images = cases.batch(5, config)

@@ -21,7 +21,7 @@ from mllama_lite.cross_attention import VisionCache, visible_ranges
 from mllama_lite.decoder import LanguageModel, RMSNorm, Step, TextConfig
 from mllama_lite.errors import InputError
 from mllama_lite.generation import Sampling, probabilities
-from mllama_lite.local_vision import VisionConfig
+from mllama_lite.local_vision import VisionConfig, padded_length
 from mllama_lite.model import Mllama, MllamaConfig
 from mllama_lite.rope import (
     RopeScaling,
@@ -536,6 +536,12 @@ def test_tables_count_for_nothing_where_a_tile_is_missing():
         assert torch.equal(model(pixels, ids), before)
     weight.weight.unflatten(-1, table.shape)[1, 0] += 1
     assert not torch.equal(model(pixels, ids)[0], before[0])
+
+
+def test_tokens_of_a_tile_are_filled_up():
+    """To a multiple of 8, at the sizes of the published models too."""
+    lengths = [padded_length(num) for num in (16, 17, 1025, 1601)]
+    assert lengths == [16, 24, 1032, 1608]
 
 
 def test_padding_is_seen():

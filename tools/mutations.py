@@ -75,6 +75,7 @@ TESTS = {
         whole_model::prefill whole_model::static_shapes whole_model::rows_of_a_mixed_batch
         whole_model::cached_decode""",
     "local_vision": """parts::local_vision parts::settings_cannot_be_changed
+        parts::tokens_of_a_tile_are_filled_up
         parts::default_sizes_are_the_hubs
         parts::a_new_model_shows_no_image_and_takes_every_eps_from_its_configuration
         parts::tables_count_for_nothing_where_a_tile_is_missing
@@ -106,6 +107,7 @@ TESTS = {
         inference::generating_takes_memory_once_and_runs_no_step_in_vain
         inference::sessions_refuse_what_they_cannot_do
         whole_model::everything_is_made_on_the_models_device
+        inference::rows_of_different_lengths_are_taken_further
         inference::sessions_that_outgrow_their_cache inference::rows_stop_on_their_own
         inference::generated_tokens_keep_seeing_the_images whole_model::static_shapes
         inference::images_are_encoded_once inference::batches_equal_single_rows parts::top_p
