@@ -262,12 +262,12 @@ number of inputs that differ. In the first table all parameters, gates included,
 and none is zero, unless the row says otherwise.
 
 {tables}
-{fuzz}
 "Meta" is the code of the package llama-models, run live. "transformers, corrected" has
 its two deviations from Meta repaired from outside: vision states kept before their
 blocks, and attention output zeroed for tokens that see no image. Chapters 6 to 8 show
 both uncorrected.
-"""
+
+{fuzz}"""
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Damaged files for every reader of a stranger's file; `make fuzz` draws far more of them."""
 
+import json
 import random
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import conftest
 import fuzz
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,6 +21,14 @@ def test_nothing_but_input_errors():
     assert ended.returncode == 0, ended.stderr[-3000:]
     names = [line.split()[0] for line in ended.stdout.splitlines()]
     assert names == list(fuzz.targets()) and len(names) == 12
+
+
+def test_the_page_has_what_the_long_run_counted():
+    figures = json.loads(conftest.FUZZ.read_text(encoding="utf-8"))
+    assert list(figures) == list(fuzz.targets())
+    assert all(figure["findings"] == 0 for figure in figures.values())
+    assert sum(figure["inputs"] for figure in figures.values()) >= 9_999_900
+    assert conftest.fuzz_text(figures) in conftest.PAGE.read_text(encoding="utf-8")
 
 
 def wrong(data):
