@@ -7,6 +7,7 @@ its limit and with the row of book/proven.md. `pytest --write-proof` writes that
 import json
 import platform
 import re
+import signal
 import sys
 from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
@@ -49,6 +50,10 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.proof_rows = []
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and with them
+    # every program whose answer to Ctrl-C they test.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--without-witnesses"):
         sys.meta_path.append(Witnesses())
         import reference
