@@ -242,9 +242,10 @@ FUZZ_TEXT = """## Damaged files
 
 `make test` gives 300 damaged files to each reader of a stranger's file; the table below has what
 `make fuzz` (tools/fuzz.py) counted when it ran long: {inputs:,} inputs in {hours:.1f} hours,
-guided by the lines of code that they reach. A finding is whatever is neither an answer nor
-an `InputError`, and more than 20 seconds or 3 GiB; atheris stops a reader at its first. Seconds are
-whole ones of the slowest input, memory is the most that the process held, with PyTorch's own.
+guided by the lines of code that they reach. A finding is an input that ends in neither an answer
+nor an `InputError`, or takes more than 20 seconds or 3 GiB; a reader's run ends at its first.
+Seconds are whole ones of the slowest input, memory is the most that the process held, PyTorch
+included.
 
 | Reader | Inputs | Findings | Slowest, s | Memory, MB |
 |---|---|---|---|---|
