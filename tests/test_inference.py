@@ -361,6 +361,15 @@ def test_settings_at_their_limits():
         Sampling().top_k = 1
 
 
+def test_a_top_p_of_1_keeps_all():
+    """Sums of many small numbers may come out above 1; that cuts nothing."""
+    torch.manual_seed(0)
+    logits = torch.randn(8, 128256)
+    probs = logits.softmax(dim=-1)
+    assert probs.sort(descending=True).values.cumsum(-1).max() > 1
+    assert probabilities(logits, Sampling(temperature=1)).min() > 0
+
+
 def test_ties_are_kept_or_cut_together():
     """Four equal tokens: of equals, top-k and min-p keep all, top-p up to its mass."""
 

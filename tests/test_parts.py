@@ -17,7 +17,7 @@ from mllama_lite.attention import (
     causal_mask,
     grouped_attention,
 )
-from mllama_lite.cross_attention import VisionCache, visible_ranges
+from mllama_lite.cross_attention import CrossAttention, VisionCache, visible_ranges
 from mllama_lite.decoder import LanguageModel, RMSNorm, Step, TextConfig
 from mllama_lite.errors import InputError
 from mllama_lite.generation import Sampling, probabilities
@@ -370,6 +370,44 @@ def test_self_attention(all_models, proof):
         cos, sin = rope_cos_sin(frequencies, positions)
         worst = max(worst, largest(mine(hidden, cos, sin), want))
     proof("Self-attention", "Meta", "12 configurations", worst, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["self", "cross"])
+def test_heads_need_not_fill_the_width(kind):
+    """4 heads of 8 numbers in a width of 48, as some models have them; Meta's can't."""
+    torch.manual_seed(0)
+    x, there = torch.randn(2, 5, 48), torch.randn(2, 7, 48)
+    if kind == "self":
+        attention = SelfAttention(48, num_heads=4, num_kv_heads=2, head_dim=8)
+        cos, sin = torch.ones(1, 1, 5, 4), torch.zeros(1, 1, 5, 4)  # nothing turns
+        got, there, mask = attention(x, cos, sin), x, causal_mask(5, 5)
+    else:
+        sizes = dict(num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+        attention = CrossAttention(TextConfig(hidden_size=48, **sizes))
+        got, mask = attention(x, *attention.keys_and_values(there)), None
+    query, key, value = (
+        (tokens @ projection.weight.T).unflatten(-1, (-1, 8)).transpose(1, 2)
+        for tokens, projection in (
+            (x, attention.q_proj),
+            (there, attention.k_proj),
+            (there, attention.v_proj),
+        )
+    )
+    if kind == "cross":
+        query, key = attention.q_norm(query), attention.k_norm(key)
+    output, _ = attention_by_hand(query, key, value, mask)
+    want = output.transpose(1, 2).flatten(2) @ attention.o_proj.weight.T
+    assert want.shape == x.shape and largest(got, want) < 1e-5
+
+
+def test_logits_are_fp32_and_frequencies_kept():
+    model = Mllama(reference.random_config(0)).to(torch.bfloat16)
+    tokens = torch.tensor([[1, 2, 3]])
+    assert model(tokens).dtype == torch.float32
+    assert model(tokens, logits_at=torch.tensor([1])).dtype == torch.float32
+    text = model.language_model.model
+    assert text.frequencies(tokens.device) is text.frequencies(tokens.device)
+    assert text.frequencies(tokens.device).dtype == torch.float32
 
 
 def test_mlp_and_layer(all_models, proof):

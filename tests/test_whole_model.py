@@ -192,11 +192,12 @@ def test_everything_is_made_on_the_models_device(static, monkeypatch):
     config = reference.random_config(5)
     model = empty_model(config)
     see = model.vision_model.forward
-    monkeypatch.setattr(
-        model.vision_model,
-        "forward",
-        lambda pixels, ids: see(pixels, torch.arange(len(ids)) % 8 + 1),
-    )
+
+    def forward(pixels, ids):
+        assert ids.device.type == "meta"
+        return see(pixels, torch.arange(len(ids)) % 8 + 1)
+
+    monkeypatch.setattr(model.vision_model, "forward", forward)
     rows, images = cases.batch(5, config)
     tiles = cases.tiles_of(config, images)
     session = Session(model, len(rows), 24, static)
