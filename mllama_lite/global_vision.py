@@ -73,17 +73,16 @@ class VisionModel(LocalVision):
             anything. Images with equally many tiles are encoded together.
         """
         arrangements = canvases(self.config.max_num_tiles)
-        counts = torch.tensor([0] + [rows * columns for rows, columns in arrangements])
-        num_tiles = counts[aspect_ratio_ids.cpu()]  # [N]
-        different = num_tiles.unique().tolist()
-        if len(different) == 1:
-            return self.encode(pixel_values, aspect_ratio_ids, different[0])
+        counts = [0] + [rows * columns for rows, columns in arrangements]
+        num_tiles = [counts[id] for id in aspect_ratio_ids.tolist()]
+        if len(set(num_tiles)) == 1:
+            return self.encode(pixel_values, aspect_ratio_ids, num_tiles[0])
         parts, places = [], []
-        for count in different:
-            same = (num_tiles == count).nonzero()[:, 0].to(pixel_values.device)
+        for count in sorted(set(num_tiles)):
+            same = [i for i, number in enumerate(num_tiles) if number == count]
             parts.append(self.encode(pixel_values[same], aspect_ratio_ids[same], count))
-            places.append(same)
-        return torch.cat(parts)[torch.cat(places).argsort()]
+            places += same
+        return torch.cat(parts)[torch.tensor(places).argsort()]
 
     def encode(
         self, pixel_values: torch.Tensor, aspect_ratio_ids: torch.Tensor, num_tiles: int

@@ -283,6 +283,13 @@ def test_sessions_refuse_what_they_cannot_do(small):
     more = [row + [config.image_token_index] for row in rows]
     with pytest.raises(ValueError, match="a session of one row"):
         session.extend(more, [row + tiles[1][:1] for row in tiles])
+    two = Session(vlm.model, 2, 40)
+    two.extend(rows[:2], tiles[:2])
+    assert two.vision_cache is not None
+    with pytest.raises(ValueError, match="a session of one row"):
+        two.extend(more[:2], [row + tiles[1][:1] for row in tiles[:2]])
+    with pytest.raises(ValueError, match="at least one new token"):
+        two.extend([rows[0] + [1], rows[1]], tiles[:2])
 
 
 def test_prompt_is_metas(vlm, monkeypatch):
@@ -333,6 +340,8 @@ def test_logits_that_are_no_numbers_are_refused(temperature):
     for bad in (float("nan"), float("inf")):
         with pytest.raises(InputError, match="logits are not finite"):
             sampler(torch.tensor([[1.0, 2.0], [bad, 0.0]]))
+    with pytest.raises(InputError, match="logits are not finite"):
+        sampler(torch.tensor([[1.0, 2.0], [-torch.inf, -torch.inf]]))
     assert sampler(torch.tensor([[-torch.inf, 2.0], [0.0, -torch.inf]])).tolist() == [
         1,
         0,
@@ -368,6 +377,11 @@ def test_a_top_p_of_1_keeps_all():
     probs = logits.softmax(dim=-1)
     assert probs.sort(descending=True).values.cumsum(-1).max() > 1
     assert probabilities(logits, Sampling(temperature=1)).min() > 0
+
+
+def test_greedy_takes_the_first_of_equals():
+    sampler = Sampler(Sampling(), "cpu")
+    assert sampler(torch.zeros(100, 4)).tolist() == [0] * 100
 
 
 def test_ties_are_kept_or_cut_together():
@@ -409,6 +423,11 @@ def test_generating_takes_memory_once_and_runs_no_step_in_vain(small, monkeypatc
     lengths.clear()
     assert list(generate(model, [[1, 2, 3]], [[]], 4, {ids[0]})) == [[ids[0]]]
     assert lengths == [3]
+    lengths.clear()
+    assert list(generate(model, [[1, 2, 3]], [[]], 0)) == [] and not lengths
+    session = Session(model, 2, 1)
+    next(generate(model, [[1, 2, 3], [1]], [[], []], 4, (), session=session))
+    assert session.cache.capacity == 7
     assert len(list(generate(model, [[1, 2, 3]], [[]], 1))) == 1
     assert len(list(generate(model, [[1, 2, 3]], [[]]))) == 64
 

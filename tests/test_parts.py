@@ -146,6 +146,17 @@ def test_rope_frequencies(proof):
     )
 
 
+def test_frequencies_do_not_hang_on_the_programs_dtype():
+    want = rope_frequencies(64, 500000.0)
+    assert torch.equal(rope_frequencies(64), want)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert rope_frequencies(64).dtype == torch.float32
+        assert torch.equal(rope_frequencies(64), want)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_rope_rotation(proof):
     from llama_models.llama3.model import apply_rotary_emb, precompute_freqs_cis
 
@@ -398,6 +409,30 @@ def test_heads_need_not_fill_the_width(kind):
     output, _ = attention_by_hand(query, key, value, mask)
     want = output.transpose(1, 2).flatten(2) @ attention.o_proj.weight.T
     assert want.shape == x.shape and largest(got, want) < 1e-5
+
+
+def test_no_token_sees_a_later_one(all_models):
+    """In a piece of any length, at the beginning or after others, without a mask given."""
+    config, _, ours = all_models[1]
+    model = ours.language_model.model
+    tokens = torch.arange(1, 7)[None]
+    whole = model(tokens)
+    assert torch.equal(whole, model(tokens, positions=torch.arange(6)[None]))
+    for length in range(1, 6):
+        assert largest(model(tokens[:, :length]), whole[:, :length]) < 1e-5
+        for first in range(1, length):
+            cache = KVCache(6)
+            model(tokens[:, :first], cache)
+            got = model(tokens[:, first:length], cache)
+            assert largest(got, whole[:, first:length]) < 1e-5
+
+
+def test_a_text_only_model_has_no_vision():
+    config = reference.random_config(0)
+    text = replace(config.text, cross_attention_layers=(), num_extra_embeddings=0)
+    model = Mllama(MllamaConfig(text, vision=None))
+    assert not hasattr(model, "vision_model")
+    assert model(torch.tensor([[1, 2, 3]])).shape == (1, 3, text.vocab_size)
 
 
 def test_logits_are_fp32_and_frequencies_kept():
@@ -656,6 +691,14 @@ def test_masks_only_where_needed():
     later = one.context([[(1, None)]], [5], 1)
     assert later.mask is None and later.sees is None
     assert one.context([[(9, None)]], [0], 5) is None
+    rows = [[torch.randn(1, width), torch.randn(3, width)]]
+    context = VisionCache.from_images(layer, rows).context(
+        [[(0, 1), (1, None)]], [0], 2
+    )
+    assert context.mask.tolist() == [[[[True] + 3 * [False], [False] + 3 * [True]]]]
+    rows = [[torch.randn(3, width)], [torch.randn(2, width)]]
+    context = VisionCache.from_images(layer, rows).context(2 * [[(0, None)]], [0, 0], 1)
+    assert context.mask.tolist() == [[[[True] * 3]], [[[True, True, False]]]]
     with pytest.raises(ValueError, match="zip"):  # an image more in the text than here
         one.context([[(1, None), (2, None)]], [0], 5)
     assert (

@@ -175,11 +175,27 @@ def test_at_most_as_many_tiles_as_are_asked_for(transform):
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
 def test_tiles_of_any_mode_are_those_of_the_picture_in_rgb(mode):
-    picture = gradient().convert(mode)
-    ours, want = image_to_tiles(picture, 28), image_to_tiles(picture.convert("RGB"), 28)
-    assert torch.equal(ours.pixel_values, want.pixel_values)
+    noise = np.random.RandomState(0).randint(0, 256, (90, 50, 4), dtype=np.uint8)
+    for picture in (gradient(), Image.fromarray(noise, "RGBA")):
+        picture = picture.convert(mode)  # a palette and an alpha would be resized apart
+        want = image_to_tiles(picture.convert("RGB"), 28)
+        ours = image_to_tiles(picture, 28)
+        assert torch.equal(ours.pixel_values, want.pixel_values)
     with pytest.raises(FrozenInstanceError):
         ours.canvas = (1, 1)
+
+
+def test_tiles_do_not_hang_on_the_programs_defaults():
+    want = image_to_tiles(gradient(), 28).pixel_values
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        got = image_to_tiles(gradient(), 28).pixel_values
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert got.dtype == torch.float32 and got.device.type == "cpu"
+    assert torch.equal(got, want)
 
 
 def test_pixels_of_the_hub(proof):

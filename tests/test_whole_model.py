@@ -198,14 +198,20 @@ def test_everything_is_made_on_the_models_device(static, monkeypatch):
         return see(pixels, torch.arange(len(ids)) % 8 + 1)
 
     monkeypatch.setattr(model.vision_model, "forward", forward)
+    devices = set()
+    model.language_model.model.embed_tokens.register_forward_pre_hook(
+        lambda module, args: devices.add(args[0].device.type)
+    )
     rows, images = cases.batch(5, config)
     tiles = cases.tiles_of(config, images)
     session = Session(model, len(rows), 24, static)
     logits = [session.extend(rows, tiles), session.step(session._next)]
+    session.extend([row + [1, 2] for row in rows], tiles)
     alone = Session(model, 1, 8, static)
     logits += [alone.extend([[1, 2]], [[]]), alone.extend([[1, 2, 3, 4]], [[]])]
     logits += [alone.extend([[1, 2, 3, 4, config.image_token_index]], [tiles[1][:1]])]
     assert {part.device.type for part in logits} == {"meta"} == {model.device.type}
+    assert devices == {"meta"}
 
 
 def test_embeddings_stand_for_tokens_beside_images(all_models):

@@ -54,11 +54,13 @@ transformers.models.mllama.image_processing_pil_mllama""".split()
 # The tests of each module, those first that are quick and kill most.
 TESTS = {
     "rope": """parts::layouts_are_a_permutation_apart parts::rope_rotation
+        parts::frequencies_do_not_hang_on_the_programs_dtype
         parts::rope_turns_bf16_in_fp32_and_rounds_once parts::settings_cannot_be_changed
         parts::self_attention parts::rope_of_the_hub parts::rope_frequencies""",
     "attention": """parts::grouped_attention parts::cache_refuses_what_does_not_fit
         parts::attention_by_hand_gives_weights_in_fp32
         parts::reserve_keeps_what_is_stored_and_where
+        parts::heads_need_not_fill_the_width parts::no_token_sees_a_later_one
         parts::self_attention parts::grouped_attention_copies_no_keys
         seams::embeddings_instead_of_tokens seams::layers_of_another_kind
         seams::a_cache_takes_the_dtype_of_what_is_stored
@@ -67,6 +69,7 @@ TESTS = {
         whole_model::static_shapes whole_model::rows_of_a_mixed_batch""",
     "decoder": """parts::rms_norm parts::mlp_and_layer parts::embedding
         parts::settings_cannot_be_changed parts::a_configuration_that_fits_no_model_is_refused
+        parts::logits_are_fp32_and_frequencies_kept parts::no_token_sees_a_later_one
         parts::default_sizes_are_the_hubs
         parts::a_new_model_shows_no_image_and_takes_every_eps_from_its_configuration
         parts::a_mask_that_is_given_is_used parts::a_tied_head_is_the_embedding
@@ -86,13 +89,14 @@ TESTS = {
         whole_model::everything_is_made_on_the_models_device
         parts::a_new_model_shows_no_image_and_takes_every_eps_from_its_configuration""",
     "cross_attention": """parts::masks_only_where_needed parts::cross_attention_layer
+        parts::heads_need_not_fill_the_width
         parts::which_token_sees_which_image
         parts::a_new_model_shows_no_image_and_takes_every_eps_from_its_configuration
         whole_model::prefill whole_model::everything_is_made_on_the_models_device
         inference::generated_tokens_keep_seeing_the_images inference::images_are_encoded_once
         whole_model::rows_of_a_mixed_batch whole_model::cached_decode
         inference::conversation_reuses_its_caches""",
-    "model": """whole_model::prefill
+    "model": """whole_model::prefill parts::a_text_only_model_has_no_vision
         whole_model::everything_is_made_on_the_models_device
         whole_model::embeddings_stand_for_tokens_beside_images
         seams::the_model_asks_its_norm_what_it_is
@@ -101,6 +105,7 @@ TESTS = {
         seams::every_matrix_can_be_quantised_the_head_too inference::bad_tokens
         inference::devices_and_dtypes""",
     "generation": """inference::sampling_cuts inference::ties_are_kept_or_cut_together
+        inference::a_top_p_of_1_keeps_all inference::greedy_takes_the_first_of_equals
         inference::settings_at_their_limits inference::sampling_frequencies
         inference::samplers_without_a_seed_draw_each_their_own
         inference::logits_that_are_no_numbers_are_refused
@@ -115,6 +120,7 @@ TESTS = {
     "tiles": """tiles::order_of_canvases tiles::thin_images tiles::odd_sizes
         tiles::at_most_as_many_tiles_as_are_asked_for
         tiles::tiles_of_any_mode_are_those_of_the_picture_in_rgb
+        tiles::tiles_do_not_hang_on_the_programs_defaults
         tiles::pixels_of_the_hub tiles::sizes tiles::pixels_of_random_sizes""",
 }
 ONLY = {
