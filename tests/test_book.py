@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import conftest
+import notebooks
 from mllama_lite.checkpoints.hub import find_folder
 from mllama_lite.small_model.evaluation import interval
 
@@ -30,13 +31,30 @@ def test_names_on_the_notation_page_are_names_in_the_code():
 
 def test_every_module_is_on_the_api_page():
     page = (ROOT / "book" / "api.md").read_text()
-    modules = {path.stem for path in (ROOT / "mllama_lite").glob("*.py")}
-    missing = [
-        m
-        for m in modules - {"__init__", "__main__", "cli"}
-        if f"automodule:: mllama_lite.{m}\n" not in page
-    ]
-    assert missing == []
+    package = ROOT / "mllama_lite"
+    paths = [p.relative_to(package).with_suffix("") for p in package.rglob("*.py")]
+    made = [p for p in paths if p.parts[0] != "cli" and not p.name.startswith("__")]
+    assert len(made) > 30
+    names = [".".join(("mllama_lite", *path.parts)) for path in made]
+    assert [n for n in names if f"automodule:: {n}\n" not in page] == []
+
+
+def test_the_way_through_names_what_each_chapter_writes():
+    """`checkpoints/` stands for all that a chapter writes in that room."""
+    intro = (ROOT / "book" / "intro.md").read_text()
+    rows = {
+        match[1]: set(re.findall(r"`([^`]+)`", match[2]))
+        for match in re.finditer(r"^\| \[.*?/(\w+\.ipynb)\).*\| (.*) \|$", intro, re.M)
+    }
+    written = {name: set() for name in rows}
+    for module, (_, sources) in notebooks.modules(ROOT).items():
+        for name in sources:
+            written[name].add(module)
+    for name, modules in written.items():
+        rooms = {module.rpartition("/")[0] + "/" for module in modules}
+        assert rows[name] <= modules | rooms, name
+        said = {m for m in modules if {m, m.rpartition("/")[0] + "/"} & rows[name]}
+        assert said == modules, name
 
 
 def test_every_citation_is_in_the_bibliography():
