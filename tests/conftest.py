@@ -185,6 +185,7 @@ TABLES = {
         "finetuning_benchmark",
         "memory",
     ),
+    "The model in the page": ("live",),
 }
 HEAD = """| Part | Compared with | Inputs | Largest difference | Limit | Test |
 |---|---|---|---|---|---|
