@@ -32,7 +32,7 @@ help:
 	@echo "make ablations  train the variants of the table in chapter 11 (hours)"
 	@echo "make skills     train the adapters of the table in chapter 14 (hours)"
 	@echo "make fuzz       throw ten million damaged files at the readers (hours)"
-	@echo "make mutants    break the model's core in small ways and see what the tests notice (hours)"
+	@echo "make mutants    break the model's core in small ways and see what the tests notice (half an hour)"
 	@echo "make proof      write the page 'What is proven' from the tests"
 	@echo "make clean      remove what was built (.venv stays)"
 
@@ -54,6 +54,7 @@ $(STAMP): requirements.txt pyproject.toml
 
 # --all: pages that have not changed would keep their warnings to themselves.
 book: check
+	$(BIN)/python tools/live.py book/assets/live/packed
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
 	$(BIN)/python tools/pages.py _build/html
 	@echo "The book is built. Open $(CURDIR)/_build/html/index.html"

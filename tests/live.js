@@ -5,11 +5,8 @@ const fs = require("fs"), path = require("path"), readline = require("readline")
 
 const [engine, packed] = process.argv.slice(2);
 const run = file => vm.runInThisContext(fs.readFileSync(file, "utf8"), { filename: file });
-const names = [
-  "arithmetic", "tokenizer", "rope", "attention", "decoder", "tiles", "local_vision", "global_vision",
-  "cross_attention", "model", "generation", "attention_maps", "load",
-];
-for (const name of names) run(path.join(engine, `${name}.js`));
+run(path.join(engine, "start.js"));
+for (const name of mllamaScripts.engine) run(path.join(engine, `${name}.js`));
 
 const bytes = text => new Uint8Array(Buffer.from(text, "base64"));
 const floats = array => Buffer.from(array.buffer, array.byteOffset, array.byteLength).toString("base64");

@@ -1,0 +1,30 @@
+"use strict";
+// The one script that a page names. It loads the others, in this order: the engine, a chapter
+// after the other, then what the page shows. The weights come when they are first needed.
+const mllamaScripts = {
+  engine: [
+    "arithmetic", "tokenizer", "rope", "attention", "decoder", "tiles", "local_vision",
+    "global_vision", "cross_attention", "model", "generation", "attention_maps", "load",
+  ],
+  page: ["switches", "paper", "looks", "live"],
+};
+
+if (typeof document === "object") {
+  const folder = document.currentScript.src.replace(/[^/]*$/, "");
+  const fetchScript = name => new Promise((done, fail) => {
+    const script = document.createElement("script");
+    script.src = folder + name;
+    script.onload = done;
+    script.onerror = () => fail(new Error(`${name} cannot be loaded: expected it beside the page.`));
+    document.head.append(script);
+  });
+  (async () => {
+    const style = document.createElement("link");
+    style.rel = "stylesheet";
+    style.href = `${folder}live.css`;
+    document.head.append(style);
+    for (const name of [...mllamaScripts.engine, ...mllamaScripts.page]) await fetchScript(`${name}.js`);
+    const fetchPacked = name => fetchScript(`packed/${name}`);
+    for (const root of document.querySelectorAll(".mllama-live")) mllama.mountLive(root, fetchPacked);
+  })();
+}
