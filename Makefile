@@ -41,7 +41,7 @@ $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
 	  { echo "Python 3.11 to 3.14 is needed: make PYTHON=python3.12 ..."; exit 1; }
 	@echo "Setting up .venv. On Linux, where torch comes with CUDA, this fetches 3.5 GB, and .venv"
-	@echo "takes 7 GB. With the CPU build of torch it is 0.7 GB and 2.3 GB:"
+	@echo "takes 7 GB. With the CPU build of torch it is 0.8 GB and 2.5 GB:"
 	@echo "    make TORCH_INDEX=https://download.pytorch.org/whl/cpu ..."
 	$(PYTHON) -m venv .venv
 	$(if $(TORCH_INDEX),$(BIN)/python -m pip install -q --no-deps --index-url $(TORCH_INDEX) \

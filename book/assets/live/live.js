@@ -98,6 +98,7 @@
   class Live {
     constructor(root, fetchPacked) {
       this.root = root;
+      root.live = this;  // for the console, and for measuring drawings
       this.fetchPacked = fetchPacked;
       this.whole = !root.hasAttribute("data-brief");
       this.state = this.whole ? fromHash(location.hash) : structuredClone(START);
