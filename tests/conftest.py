@@ -7,8 +7,10 @@ its limit and with the row of book/proven.md. `pytest --write-proof` writes that
 import json
 import platform
 import re
+import shutil
 import signal
 import sys
+import warnings
 from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -276,6 +278,90 @@ blocks, and attention output zeroed for tokens that see no image. Chapters 6 to 
 both uncorrected.
 
 {fuzz}"""
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium or Chrome, driven by Playwright; where there is none, a warning says so."""
+    api = pytest.importorskip("playwright.sync_api")
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        message = f"NO BROWSER: no page is tested in one; install one of {BROWSERS}"
+        warnings.warn(message, stacklevel=1)
+        pytest.skip(message)
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=found, args=flags)
+
+
+FIGURES = ROOT / "book" / "assets" / "live"
+FIGURE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Figure</title>
+<body><div class="mllama-figure" data-figure="{name}"></div><script src="live/start.js"></script>
+"""
+
+
+@pytest.fixture(scope="session")
+def figure_site(tmp_path_factory):
+    """A folder with the engine, the figures and the packed model."""
+    import live
+
+    folder = tmp_path_factory.mktemp("figures")
+    shutil.copytree(FIGURES, folder / "live", ignore=shutil.ignore_patterns("packed"))
+    live.main(folder / "live" / "packed")
+    return folder
+
+
+class FigurePage:
+    """A figure of the book on a page of its own."""
+
+    def __init__(self, page, root):
+        self.page, self.root = page, root
+
+    def values(self):
+        """What the figure gives to `figure.values`."""
+        return self.root.evaluate("root => root.figure.numbers()")
+
+    def words(self):
+        return self.root.locator(".figure-words").inner_text()
+
+    def control(self, label):
+        return self.root.get_by_label(label, exact=True)
+
+    def set(self, label, value):
+        """Put a slider or a text field to a value, or choose an option, or tick a box."""
+        control = self.control(label)
+        kind = control.evaluate("c => c.type")
+        if kind.startswith("select"):
+            control.select_option(value)
+        elif kind == "checkbox":
+            control.set_checked(value)
+        else:
+            control.fill(str(value))
+
+    def press(self, label):
+        self.root.get_by_role("button", name=label).click()
+
+
+@pytest.fixture
+def figure(browser, figure_site):
+    """A function that opens a figure by its name; fails the test if a script fails."""
+    context, said = browser.new_context(viewport={"width": 900, "height": 900}), []
+
+    def opened(name):
+        (figure_site / f"{name}.html").write_text(FIGURE.format(name=name), "utf-8")
+        page = context.new_page()
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("console", lambda message: said.append(message.text))
+        page.goto((figure_site / f"{name}.html").as_uri())
+        page.wait_for_selector(".mllama-figure[data-ready]")
+        return FigurePage(page, page.locator(".mllama-figure"))
+
+    yield opened
+    context.close()
+    assert said == []
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ import functools
 import http.server
 import shutil
 import threading
-import warnings
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from mllama_lite.checkpoints.hub import find_folder
 ENGINE = Path(__file__).resolve().parent.parent / "book" / "assets" / "live"
 FOLDER = find_folder()
 PICTURE = FOLDER / "pictures" / "mixed.png"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Live</title>
 <body><div class="mllama-live"></div><script src="live/start.js"></script></body></html>
 """
@@ -30,19 +28,6 @@ def site(tmp_path_factory):
     live.main(folder / "live" / "packed")
     (folder / "index.html").write_text(PAGE, encoding="utf-8")
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api")
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        message = f"NO BROWSER: the live page is not tested; install one of {BROWSERS}"
-        warnings.warn(message, stacklevel=1)
-        pytest.skip(message)
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=found, args=flags)
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ animation is dropped; the theme brings the same icons.
 Docstrings on the API page are read as prose with `code` in backticks, as their authors mean
 them, and not as reStructuredText.
 
+Pages with a live model or a figure that moves get the script that starts them.
+
 sphinx-thebe, which Jupyter Book always loads, puts a script on every page that raises an
 error where the page has no launch button; this book has none, so the script is taken off.
 """
@@ -94,10 +96,19 @@ def drop_thebe(app, pagename, templatename, context, doctree):
     ]
 
 
+def add_live(app, pagename, templatename, context, doctree):
+    """A page with a live model or a figure that moves loads the script that starts them."""
+    body = context.get("body") or ""
+    if 'class="mllama-' in body:
+        source = context["pathto"]("_static/live/start.js", 1)
+        context["body"] = f'{body}\n<script src="{source}"></script>\n'
+
+
 def setup(app):
     app.connect("doctree-read", label_exported_cells)
     app.connect(
         "autodoc-process-docstring", read_as_prose, priority=400
     )  # before napoleon
     app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("html-page-context", add_live)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -2,8 +2,8 @@
 // The page around the model: a picture, a question, the answer as it is written, where each of
 // its tokens was looked up, and switches that change the model.
 (() => {
-  const { COLOURS, SHAPES, SIDE, SWITCHES, change, drawLook, fitted, gates, generate, load,
-    lookInWords, showPaper, toTiles, watch } = mllama;
+  const { COLOURS, SHAPES, SIDE, SWITCHES, change, drawLook, el, fitted, gates, generate, load,
+    lookInWords, painted, pause, pixelsAreTrue, pixelsOf, showPaper, toTiles, watch } = mllama;
 
   const PICTURES = {
     digits: "Three digits in a row", mixed: "Digits and shapes", one: "A single digit",
@@ -15,47 +15,6 @@
     "Is there a 7?", "What is left of the red 4?", "Which digit is this?",
   ];
   const START = { picture: "digits", marks: [], question: QUESTIONS[0], changes: {} };
-
-  // el("button", { type: "button", onclick }, "Ask"): an element with properties and children.
-  function el(tag, properties = {}, ...children) {
-    const element = document.createElement(tag);
-    for (const [name, value] of Object.entries(properties)) {
-      if (name in element && name !== "list") element[name] = value;
-      else element.setAttribute(name, value);
-    }
-    element.append(...children);
-    return element;
-  }
-
-  // A turn of the event loop, so that the page can show what was said.
-  const pause = () => new Promise(done => {
-    const { port1, port2 } = new MessageChannel();
-    port1.onmessage = () => { port1.close(); done(); };
-    port2.postMessage(0);
-  });
-  const painted = () => new Promise(done => setTimeout(done, 30));
-
-  // Pixels of an image as a viewer shows it, on white: { rgb, height, width }.
-  function pixelsOf(source) {
-    const width = source.naturalWidth || source.width, height = source.naturalHeight || source.height;
-    const canvas = el("canvas", { width, height });
-    const g = canvas.getContext("2d", { willReadFrequently: true, colorSpace: "srgb" });
-    g.fillStyle = "white";
-    g.fillRect(0, 0, width, height);
-    g.drawImage(source, 0, 0);
-    const { data } = g.getImageData(0, 0, width, height), rgb = new Uint8Array(3 * width * height);
-    for (let i = 0, n = 0; i < data.length; i += 4) for (let c = 0; c < 3; c++) rgb[n++] = data[i + c];
-    return { rgb, height, width };
-  }
-
-  // Some browsers give false pixels, so that nobody is recognised by them.
-  function pixelsAreTrue() {
-    const canvas = el("canvas", { width: 8, height: 8 }), g = canvas.getContext("2d");
-    g.fillStyle = "rgb(12, 200, 77)";
-    g.fillRect(0, 0, 8, 8);
-    const { data } = g.getImageData(0, 0, 8, 8);
-    return data.every((value, i) => value === [12, 200, 77, 255][i % 4]);
-  }
 
   // The state of the page in its address: what a link carries.
   function toHash({ picture, marks, question, changes }) {
@@ -354,7 +313,8 @@
       if (this.engine) return;
       this.say("Loading the model, 5 MB …");
       this.progress.hidden = false;
-      const loaded = await load(this.fetchPacked, share => { this.progress.value = share; });
+      mllama.loaded ??= load(this.fetchPacked, share => { this.progress.value = share; });
+      const loaded = await mllama.loaded;  // one model for all of a page
       this.progress.hidden = true;
       this.engine = { ...loaded, gates: gates(loaded.model), encoded: new Map() };
       this.buildGates();

@@ -6,7 +6,7 @@ const mllamaScripts = {
     "arithmetic", "tokenizer", "rope", "attention", "decoder", "tiles", "local_vision",
     "global_vision", "cross_attention", "model", "generation", "attention_maps", "load",
   ],
-  page: ["switches", "paper", "looks", "live"],
+  page: ["page", "switches", "paper", "looks", "live", "figure"],
 };
 
 if (typeof document === "object") {
@@ -19,12 +19,18 @@ if (typeof document === "object") {
     document.head.append(script);
   });
   (async () => {
-    const style = document.createElement("link");
-    style.rel = "stylesheet";
-    style.href = `${folder}live.css`;
-    document.head.append(style);
+    for (const name of ["live", "figure"]) {
+      const style = document.createElement("link");
+      style.rel = "stylesheet";
+      style.href = `${folder}${name}.css`;
+      document.head.append(style);
+    }
     for (const name of [...mllamaScripts.engine, ...mllamaScripts.page]) await fetchScript(`${name}.js`);
     const fetchPacked = name => fetchScript(`packed/${name}`);
     for (const root of document.querySelectorAll(".mllama-live")) mllama.mountLive(root, fetchPacked);
+    for (const root of document.querySelectorAll(".mllama-figure")) {
+      await fetchScript(`figures/${root.dataset.figure}.js`);
+      mllama.mountFigure(root, fetchPacked);
+    }
   })();
 }
