@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import commands
 import conftest
 import notebooks
 from mllama_lite.checkpoints.hub import find_folder
@@ -55,6 +56,25 @@ def test_the_way_through_names_what_each_chapter_writes():
         assert rows[name] <= modules | rooms, name
         said = {m for m in modules if {m, m.rpartition("/")[0] + "/"} & rows[name]}
         assert said == modules, name
+
+
+def test_the_page_of_commands_is_what_they_say():
+    """In any Python's way of breaking lines."""
+    page = (ROOT / "book" / "commands.md").read_text(encoding="utf-8")
+    assert page.split() == commands.page().split(), (
+        "run tools/commands.py book/commands.md"
+    )
+
+
+def test_every_message_on_the_page_of_trouble_is_one_of_the_code():
+    """What is quoted there in a code span at the head of an entry, `...` for what varies."""
+    page = (ROOT / "book" / "trouble.md").read_text(encoding="utf-8")
+    package = "".join(p.read_text() for p in (ROOT / "mllama_lite").rglob("*.py"))
+    code = re.sub(r'"\s*\n\s*f?"', "", package)  # strings that go on in the next line
+    code = re.sub(r"\{[^{}]*\}", "...", code)
+    ours = re.findall(r"^### `(.+)`$", page, re.M)
+    assert len(ours) >= 8
+    assert [message for message in ours if message not in code] == []
 
 
 def test_every_citation_is_in_the_bibliography():
