@@ -6,7 +6,7 @@ const mllamaScripts = {
     "arithmetic", "tokenizer", "rope", "attention", "decoder", "tiles", "local_vision",
     "global_vision", "cross_attention", "model", "generation", "attention_maps", "load",
   ],
-  page: ["page", "switches", "paper", "looks", "live", "figure"],
+  page: ["page", "switches", "paper", "looks", "live", "figure", "predict"],
 };
 
 if (typeof document === "object") {
@@ -28,6 +28,7 @@ if (typeof document === "object") {
     for (const name of [...mllamaScripts.engine, ...mllamaScripts.page]) await fetchScript(`${name}.js`);
     const fetchPacked = name => fetchScript(`packed/${name}`);
     for (const root of document.querySelectorAll(".mllama-live")) mllama.mountLive(root, fetchPacked);
+    document.querySelectorAll(".mllama-predict").forEach(mllama.mountPredict);
     for (const root of document.querySelectorAll(".mllama-figure")) {
       await fetchScript(`figures/${root.dataset.figure}.js`);
       mllama.mountFigure(root, fetchPacked);

@@ -1,0 +1,81 @@
+"""Predict first: the result waits until the reader has said what to expect."""
+
+import re
+
+import nbformat
+import pytest
+
+import conftest
+
+PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Predict</title><body><section>
+<p>Before.</p>
+<div class="mllama-predict"><p>What comes?</p><ul><li>One.</li><li>Two.</li></ul></div>
+<p class="late">The result is in</p><div class="cell late">2</div><p class="late">Two it was.</p>
+<div class="cell">later</div><p>After.</p><section><h2>Next</h2></section></section>
+<script src="live/start.js"></script>
+"""
+
+
+@pytest.fixture
+def page(browser, figure_site):
+    path, said = figure_site / "predict.html", []
+    path.write_text(PAGE, encoding="utf-8")
+    page = browser.new_page()
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(path.as_uri())
+    page.wait_for_selector(".predict-buttons")
+    yield page
+    page.close()
+    assert said == []
+
+
+def visible(page):
+    return [one.is_visible() for one in page.locator(".late").all()]
+
+
+def test_the_result_waits_for_a_choice(page):
+    assert visible(page) == [False] * 3
+    assert (
+        page.locator("text=After.").is_visible()
+        and page.locator("text=later").is_visible()
+    )
+    page.click("text=This is what I expect")  # nothing was chosen
+    assert visible(page) == [False] * 3
+    page.get_by_label("Two.").check()
+    page.click("text=This is what I expect")
+    assert visible(page) == [True] * 3
+    assert page.locator("text=You said: Two.").is_visible()
+    assert page.get_by_label("One.").is_disabled()
+
+
+def test_who_does_not_want_to_be_asked_is_not(page):
+    page.click("text=Just show me")
+    assert visible(page) == [True] * 3
+
+
+def test_nothing_is_hidden_in_print(page):
+    page.emulate_media(media="print")
+    assert visible(page) == [True] * 3
+
+
+def test_every_prediction_has_options_and_a_result():
+    """In each notebook it stands before a code cell that prints or draws something."""
+    found = 0
+    for path in sorted((conftest.ROOT / "notebooks").glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        for cell, after in zip(cells, cells[1:]):
+            if cell.cell_type != "markdown" or "mllama-predict" not in cell.source:
+                continue
+            found += 1
+            (block,) = re.findall(
+                r'<div class="mllama-predict"><p>(.+?)</p>\n<ul>(.+?)</ul></div>',
+                cell.source,
+                re.S,
+            )
+            assert "\n\n" not in cell.source.strip() and block[0].count("?") >= 1
+            options = re.findall(r"<li>(.+?)</li>", block[1], re.S)
+            assert 2 <= len(options) <= 5 and len(set(options)) == len(options)
+            assert after.cell_type == "code" and after.outputs, (
+                f"{path.name}: {cell.id}"
+            )
+    assert found > 0
