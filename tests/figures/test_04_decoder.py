@@ -6,8 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mllama_lite import image_to_tiles, load
+from mllama_lite.checkpoints.hub import find_folder
+from mllama_lite.cross_attention import visible_ranges
 from mllama_lite.decoder import DecoderLayer, TextConfig
 from mllama_lite.rope import rope_cos_sin, rope_frequencies
+from mllama_lite.tiles import open_image
+from mllama_lite.tokenizer import ImagePart
 
 CONFIG = TextConfig(
     hidden_size=32,
@@ -121,3 +126,114 @@ def test_norm_and_residual_says_what_becomes_of_the_stream(figure):
     assert "has exploded" in shown.words()
     shown.set("Norm", True)
     assert "cosine of 1.00" in shown.words()
+
+
+RUN = "Run the model (loads 5 MB)"
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return load(device="cpu", dtype="float32")
+
+
+def read_without(vlm, question, left):
+    """The whole model's answer, that without layers, and the lens [L + 1, answer]."""
+    picture = open_image(find_folder() / "pictures" / "digits.png")
+    language, tokenizer = vlm.model.language_model, vlm.tokenizer
+    layers = language.model.layers
+    prompt, _ = tokenizer.encode_chat(
+        [{"role": "user", "content": [ImagePart(picture), question]}]
+    )
+    usual = vlm.generate(prompt, [picture], 12)
+    states = []
+
+    def hook(i):
+        def changed(module, args, out):
+            out = args[0] if i in left else out
+            states.extend([args[0], out] if i == 0 else [out])
+            return out
+
+        return changed
+
+    hooks = [layer.register_forward_hook(hook(i)) for i, layer in enumerate(layers)]
+    try:
+        now = vlm.generate(prompt, [picture], 12)
+        states.clear()
+        whole = prompt + usual
+        tiles = image_to_tiles(picture, vlm.config.vision.image_size)
+        ranges = [visible_ranges(whole, tokenizer.image_id)]
+        seen = vlm.model.vision_cache([[tiles]]).context(ranges, [0], len(whole))
+        language(torch.tensor([whole]), vision=seen)
+    finally:
+        for each in hooks:
+            each.remove()
+    stream = torch.stack(states)[:, 0, len(prompt) - 1 : -1]
+    probs = language.lm_head(language.model.norm(stream)).softmax(-1)
+    shown = [tokenizer.decode(ids, skip_special=True) for ids in (usual, now)]
+    return *shown, probs[:, range(len(usual)), usual]
+
+
+def label(layer):
+    return f"Layer {layer}{', image' if layer in (1, 3, 5) else ''}"
+
+
+def test_layers_left_out(figure, trained):
+    shown = figure("layers_left_out")
+    assert shown.values() is None and "not loaded yet" in shown.words()
+    shown.press(RUN)
+    shown.page.wait_for_function(
+        "document.querySelector('.mllama-figure').figure.numbers()"
+    )
+    asked = "What is in the picture?"
+    same = {}
+    for question, left in [
+        (asked, ()),
+        (asked, (3,)),
+        (asked, (1,)),
+        (asked, (0,)),
+        (asked, (3, 4, 6)),
+        ("Read the digits from left to right.", (2,)),
+        ("What colour is the 9?", (1, 3, 5)),
+        ("Is there a 7?", (5,)),
+    ]:
+        shown.set("Question", question)
+        for layer in range(7):
+            shown.set(label(layer), layer not in left)
+        usual, now, probs = read_without(trained, question, left)
+        got = shown.values()
+        assert (got["usual"], got["now"]) == (usual, now), left
+        assert (torch.tensor(got["depths"]) - probs).abs().max() < 1e-4
+        same[question, left] = usual == now
+        words = shown.words()
+        assert f"the model says \u201c{now}\u201d" in words
+        assert (f"and not \u201c{usual}\u201d" in words) == (usual != now)
+        for layer in range(7):
+            mean = f"layer {layer}: {probs[layer + 1].mean():.2f}"
+            assert (mean in words) == (layer not in left)
+    # Readable is not needed: most is read after layer 3, but layer 1 is missed.
+    assert same[asked, (3,)] and same[asked, (3, 4, 6)] and not same[asked, (1,)]
+
+
+def test_layers_left_out_leaves_the_model_as_it_was(figure):
+    shown = figure("layers_left_out")
+    shown.set(label(4), False)
+    assert "Without layer 4" in shown.words()
+    shown.press(RUN)
+    shown.page.wait_for_function(
+        "document.querySelector('.mllama-figure').figure.numbers()"
+    )
+    assert "Without layer 4 the model says" in shown.words()
+    # A click on a column does what its box does.
+    shown.root.locator("[data-layer='2']").click()
+    assert not shown.control(label(2)).is_checked()
+    assert "Without layers 2 and 4 the model says" in shown.words()
+    own = """async () => (await mllama.loaded).model.language_model.layers.map(
+        layer => Object.hasOwn(layer, "forward"))"""
+    assert shown.page.evaluate(own) == [False] * 7
+    # What others have put in a layer's place stays there.
+    shown.page.evaluate("""async () => {
+        const { model } = await mllama.loaded;
+        mllama.change(model, mllama.gates(model), { drop: [5] });
+    }""")
+    shown.set(label(0), False)
+    assert shown.page.evaluate(own) == [layer == 5 for layer in range(7)]

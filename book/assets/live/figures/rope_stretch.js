@@ -86,7 +86,8 @@ mllama.figure("rope_stretch", figure => {
 
   figure.words(() => {
     const now = state(), i = chosen.value;
-    const divided = way.value === WAYS[0] ? "no speed divided" : `the speed of ${way.value} divided by ${factor.value}`;
+    const divided = way.value === WAYS[0] ? "no speed divided"
+      : `the speed of ${way.value} divided by ${factor.value}`;
     return `${number(context.value)} positions, ${divided}: ${now.count || "none"} of the 64 pairs `
       + "meet angles they never met in training on 8,192, and one position turns the fastest pair "
       + `by ${(360 * now.speed[0] / TURN).toFixed(1)}°. Pair ${i} made ${turns(trained[i])} turns in `
