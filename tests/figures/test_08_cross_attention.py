@@ -3,8 +3,14 @@
 import itertools
 
 import pytest
+import torch
 
+from mllama_lite.attention_maps import look
+from mllama_lite.checkpoints.hub import find_folder
 from mllama_lite.cross_attention import visible_ranges
+from mllama_lite.tiles import open_image
+from mllama_lite.tokenizer import ImagePart
+from mllama_lite.vlm import load
 
 REFERENCE, META, ALL = (
     "the reference's",
@@ -87,3 +93,114 @@ def test_image_prompt_is_edited_and_dragged(figure):
     assert typed == "I I a b c d"
     assert shown.values()["ranges"] == [[0, None], [1, None]]
     assert "sees images 1 and 2" in shown.words()
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return load(device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def image():
+    return open_image(find_folder() / "pictures" / "mixed.png")
+
+
+def likely(vlm, image, question, ids):
+    """Probability of each token of an answer after those before it."""
+    message = {"role": "user", "content": [ImagePart(image), question]}
+    prompt, _ = vlm.tokenizer.encode_chat([message])
+    logits = vlm.logits(prompt + ids, [image])[len(prompt) - 1 : -1]
+    return logits.softmax(-1)[torch.arange(len(ids)), ids].tolist()
+
+
+def with_gates(vlm, shares, parts, run):
+    """Run something with the gates at shares of their trained openings."""
+    gates = [
+        (getattr(layer, f"cross_attn_{part}_gate"), share)
+        for layer, share in zip(vlm.model.cross_attention_layers, shares)
+        for part in parts
+    ]
+    before = [gate.clone() for gate, _ in gates]
+    for gate, share in gates:
+        gate.copy_((gate.tanh() * share / 100).atanh())
+    result = run()
+    for (gate, _), value in zip(gates, before):
+        gate.copy_(value)
+    return result
+
+
+def computed(shown):
+    """The figure's numbers once it has them."""
+    shown.page.wait_for_function(
+        "() => document.querySelector('.mllama-figure').figure.numbers() !== null"
+    )
+    return shown.values()
+
+
+def test_layer_gates(figure, vlm, image):
+    shown = figure("layer_gates")
+    assert shown.values() is None and "Press the button" in shown.words()
+    shown.press("Ask the model")
+    both, attention, mlp = ("attn", "mlp"), ("attn",), ("mlp",)
+    for question, shares, turned, parts in (
+        ("What is in the picture?", (0, 100, 100), "attention and MLP", both),
+        ("Which digit is green?", (0, 100, 100), "attention and MLP", both),
+        ("How many digits are in the picture?", (100, 100, 0), "MLP only", mlp),
+        ("What is below the 2?", (100, 30, 150), "attention only", attention),
+    ):
+        shown.set("Question", question)
+        shown.set("Gates that are turned", turned)
+        for layer, share in zip((1, 3, 5), shares):
+            shown.set(f"Layer {layer}", share)
+        got = computed(shown)
+        message = {"role": "user", "content": [ImagePart(image), question]}
+        prompt, _ = vlm.tokenizer.encode_chat([message])
+        ids = vlm.generate(prompt, [image], 24)
+        before = likely(vlm, image, question, ids)
+        now, says = with_gates(
+            vlm,
+            shares,
+            parts,
+            lambda question=question, ids=ids: (
+                likely(vlm, image, question, ids),
+                vlm.ask(question, image),
+            ),
+        )
+        assert got["trained"] == vlm.ask(question, image)
+        assert got["says"] == says
+        assert got["before"] == pytest.approx(before, abs=1e-4)
+        assert got["likely"] == pytest.approx(now, abs=1e-4)
+        changed = got["says"] != got["trained"]
+        assert ("becomes" if changed else "stays") in shown.words()
+        whole = torch.tensor(now).prod()
+        assert f"now {whole:.2f}; of its token 1" in shown.words()
+
+
+def test_layer_gates_looks(figure, vlm, image):
+    """As trained, all looks are the package's; layer 1 looks the same with its gates closed."""
+    shown = figure("layer_gates")
+    shown.press("Ask the model")
+    question = "What is in the picture?"
+    looks = look(vlm, question, image).weights[0]
+    closed = computed(shown)
+    assert closed["looks"]["1"] == pytest.approx(
+        looks[1][0].flatten().tolist(), abs=1e-4
+    )
+    far = torch.tensor(closed["looks"]["3"]) - looks[3][0].flatten()
+    assert far.abs().max() > 0.05
+    shown.set("Layer 1", 100)
+    computed(shown)
+    for token in (1, 5):
+        shown.set("Token of the answer", token)
+        got = computed(shown)
+        assert got["token"] == token - 1
+        for layer, weights in looks.items():
+            want = weights[token - 1].flatten().tolist()
+            assert got["looks"][str(layer)] == pytest.approx(want, abs=1e-4)
+    assert got["likely"] == got["before"]
+    assert "stays" in shown.words()
+    assert "Layer 5, head 0" in shown.root.locator("canvas").nth(8).get_attribute(
+        "aria-label"
+    )
+    shown.root.locator("[data-token='2']").click()
+    assert computed(shown)["token"] == 2
