@@ -5,14 +5,17 @@ mllama.figure("gate_wakes", figure => {
   const X = 2, WANTED = 3, RATE = 0.1, STEPS = 100;
   const written = v => (Math.abs(v) < 0.005 ? "0.00" : v.toFixed(2).replace("-", "\u2212"));
 
-  const start = figure.slider({ label: "Gate g at the start", min: -3, max: 3, step: 0.05, value: 0, format: written });
-  const branch = figure.slider({ label: "Branch f at the start", min: -2, max: 2, step: 0.1, value: 1.5, format: written });
+  const start = figure.slider({
+    label: "Gate g at the start", min: -3, max: 3, step: 0.05, value: 0, format: written });
+  const branch = figure.slider({
+    label: "Branch f at the start", min: -2, max: 2, step: 0.1, value: 1.5, format: written });
   const steps = figure.slider({ label: "Steps of learning", min: 0, max: STEPS, value: 0 });
 
   // A gate and a branch of one weight, f itself: what comes out, and both gradients.
   function at(g, f) {
     const passes = Math.tanh(g), slope = 1 - passes ** 2, output = X + passes * f, off = output - WANTED;
-    return { gate: g, branch: f, passes, slope, output, gateGradient: slope * off * f, branchGradient: passes * off };
+    const gateGradient = slope * off * f, branchGradient = passes * off;
+    return { gate: g, branch: f, passes, slope, output, gateGradient, branchGradient };
   }
 
   function learned() {  // every state from the start on
@@ -38,10 +41,11 @@ mllama.figure("gate_wakes", figure => {
     svg.line(px(shown), py(0), px(shown), py(passes), { ink: "blue", width: 5 });
     svg.circle(px(shown), py(1 - passes ** 2), 5, { fill: "orange" });
     const first = start.value;
-    svg.circle(px(first), py(Math.tanh(first)), 9, { ink: "blue", fill: "none", "stroke-width": 3, "data-drag": "gate",
-      "pointer-events": "all" });
+    svg.circle(px(first), py(Math.tanh(first)), 9, { ink: "blue", fill: "none", "stroke-width": 3,
+      "data-drag": "gate", "pointer-events": "all" });
     if (steps.value) svg.circle(px(shown), py(passes), 6, { fill: "blue" });
-    for (const v of [-4, -2, 2, 4]) svg.text(px(v), py(0) + 16, written(v).slice(0, -3), { anchor: "middle", size: 12 });
+    for (const v of [-4, -2, 2, 4])
+      svg.text(px(v), py(0) + 16, written(v).slice(0, -3), { anchor: "middle", size: 12 });
     svg.text(px(0), 230, "gate g; drag the ring", { anchor: "middle" });
   });
   curves.onDrag((_, x) => { start.value = Math.min(3, Math.max(-3, (x - LEFT) / WIDE)).toFixed(2); });
@@ -61,7 +65,8 @@ mllama.figure("gate_wakes", figure => {
   figure.drawing({ width: 320, height: 235 }, svg => {
     const states = learned(), x = n => 30 + 2.8 * n, y = v => 165 - 32 * Math.min(3.6, Math.max(-2, v));
     for (const v of [-1, 0, 1, 2, 3]) {
-      svg.line(30, y(v), 310, y(v), { ink: "grey", width: v ? 0.5 : 1.5, ...(v === WANTED ? { "stroke-dasharray": "2 3" } : {}) });
+      svg.line(30, y(v), 310, y(v), { ink: "grey", width: v ? 0.5 : 1.5,
+        ...(v === WANTED ? { "stroke-dasharray": "2 3" } : {}) });
       svg.text(24, y(v) + 4, v < 0 ? `\u2212${-v}` : v, { anchor: "end", size: 12 });
     }
     svg.path(states.map((s, n) => [x(n), y(s.output)]), { ink: "ink", width: 2.5 });
@@ -87,8 +92,8 @@ mllama.figure("gate_wakes", figure => {
     else if (first < 0.005) verdict = "Only the branch learns.";
     else if (first < 0.1 && second < 0.1) verdict = "Both learn, but slowly.";
     const when = steps.value ? `After ${steps.value} step${steps.value > 1 ? "s" : ""}` : "At the start";
-    return `${when} the gate g = ${written(gate)} lets tanh g = ${written(passes)} of the branch f = ${written(f)} pass: `
-      + `the output is ${written(output)}, wanted is 3. Gradient at the gate ${written(gateGradient)}, at the branch `
-      + `${written(branchGradient)}. ${verdict}`;
+    return `${when} the gate g = ${written(gate)} lets tanh g = ${written(passes)} of the branch `
+      + `f = ${written(f)} pass: the output is ${written(output)}, wanted is 3. `
+      + `Gradient at the gate ${written(gateGradient)}, at the branch ${written(branchGradient)}. ${verdict}`;
   });
 });

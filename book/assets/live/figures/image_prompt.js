@@ -14,7 +14,8 @@ mllama.figure("image_prompt", figure => {
   const rule = figure.choice({ label: "Rule", options: RULES });
   const reader = figure.slider({ label: "Token that looks", min: 1, max: 8, value: 8 });
 
-  const prompt = () => typed.value.split(/\s+/).filter(Boolean).slice(0, MOST).map(t => (t === "i" ? "I" : t.slice(0, 2)));
+  const prompt = () => typed.value.split(/\s+/).filter(Boolean).slice(0, MOST)
+    .map(t => (t === "i" ? "I" : t.slice(0, 2)));
   const text = () => [...prompt(), ...Array.from({ length: written.value }, (_, i) => `+${i + 1}`)];
 
   // [start, end] of each image; an end of Infinity where there is none.
@@ -47,7 +48,8 @@ mllama.figure("image_prompt", figure => {
   };
   const add = token => change([...prompt(), token]);
   figure.button({ label: "Add an image", press: () => add("I") });
-  figure.button({ label: "Add a word", press: () => add("abcdefghkmnp"[prompt().filter(t => t !== "I").length % 12]) });
+  figure.button({ label: "Add a word", press: () =>
+    add("abcdefghkmnp"[prompt().filter(t => t !== "I").length % 12]) });
   figure.button({ label: "Take the last away", press: () => change(prompt().slice(0, -1)) });
 
   const asHigh = (svg, height) => {
@@ -65,11 +67,13 @@ mllama.figure("image_prompt", figure => {
       const middle = x(t) + STEP / 2 - 1;
       if (token === "I" && t < length) {
         svg.rect(x(t), 29, STEP - 2, 22, { fill: "blue", rx: 3, "data-drag": t });
-        svg.text(middle, 45, ++image, { anchor: "middle", size: 12, "font-weight": "bold", "data-drag": t, style: "fill: var(--pst-color-background, #fff)" });
+        svg.text(middle, 45, ++image, { anchor: "middle", size: 12, "font-weight": "bold",
+          "data-drag": t, style: "fill: var(--pst-color-background, #fff)" });
       } else svg.text(middle, 45, token, { anchor: "middle", size: 12, fill: t < length ? "ink" : "purple" });
       images.slice(0, MOST_IMAGES).forEach((range, m) => {
         const seen = sees(range, t), y = 58 + ROW * m;
-        svg.rect(x(t), y, STEP - 2, ROW - 6, { fill: seen ? "blue" : "none", ink: seen ? "blue" : "grey", "stroke-width": 0.7 });
+        svg.rect(x(t), y, STEP - 2, ROW - 6,
+          { fill: seen ? "blue" : "none", ink: seen ? "blue" : "grey", "stroke-width": 0.7 });
       });
     });
     images.slice(0, MOST_IMAGES).forEach((_, m) => svg.text(0, 74 + ROW * m, `image ${m + 1}`));
@@ -93,17 +97,19 @@ mllama.figure("image_prompt", figure => {
     typed.value = tokens.join(" ");
   });
 
+  const polygon = (svg, fill, ...points) => svg.add("polygon", { points: points.join(" "), fill });
   const SHAPES = [
     (svg, cx, cy, ink) => svg.circle(cx, cy, 17, { fill: ink }),
     (svg, cx, cy, ink) => svg.rect(cx - 16, cy - 16, 32, 32, { fill: ink }),
-    (svg, cx, cy, ink) => svg.add("polygon", { points: `${cx},${cy - 18} ${cx + 19},${cy + 15} ${cx - 19},${cy + 15}`, fill: ink }),
-    (svg, cx, cy, ink) => svg.add("polygon", { points: `${cx},${cy - 20} ${cx + 20},${cy} ${cx},${cy + 20} ${cx - 20},${cy}`, fill: ink }),
+    (svg, cx, cy, ink) => polygon(svg, ink, [cx, cy - 18], [cx + 19, cy + 15], [cx - 19, cy + 15]),
+    (svg, cx, cy, ink) => polygon(svg, ink, [cx, cy - 20], [cx + 20, cy], [cx, cy + 20], [cx - 20, cy]),
     (svg, cx, cy, ink) => svg.circle(cx, cy, 12, { ink, "stroke-width": 9 }),
   ];
   figure.drawing({ width: 320, height: 130 }, svg => {
     const images = ranges().slice(0, MOST_IMAGES), t = looking(), token = text()[t];
     asHigh(svg, images.length > 3 ? 225 : 130);
-    svg.text(0, 16, token === undefined ? "" : `What token ${t + 1}, \u201c${token}\u201d, can look at:`, { size: 12 });
+    if (token !== undefined)
+      svg.text(0, 16, `What token ${t + 1}, \u201c${token}\u201d, can look at:`, { size: 12 });
     images.forEach((range, m) => {
       const seen = sees(range, t), left = 106 * (m % 3), top = 28 + 96 * Math.floor(m / 3);
       svg.rect(left, top, 96, 66, { ink: "ink", rx: 4, style: seen ? "" : "fill: #333" });
@@ -115,13 +121,15 @@ mllama.figure("image_prompt", figure => {
     if (!images.length) svg.text(0, 60, "no image in this text");
   });
 
-  figure.values(() => ({ tokens: text(), ranges: ranges().map(([start, end]) => [start, end === Infinity ? null : end]),
+  figure.values(() => ({ tokens: text(),
+    ranges: ranges().map(([start, end]) => [start, end === Infinity ? null : end]),
     matrix: text().map((_, t) => ranges().map(range => sees(range, t))), looking: looking() }));
 
   figure.words(() => {
     const tokens = text(), images = ranges(), t = looking();
     if (!tokens.length) return "The prompt is empty: write letters and I, with spaces between them.";
-    if (!images.length) return `A text of ${tokens.length} tokens without an image: every cross-attention layer is skipped.`;
+    if (!images.length)
+      return `A text of ${tokens.length} tokens without an image: every cross-attention layer is skipped.`;
     const listed = numbers => `image${numbers.length > 1 ? "s" : ""} ${numbers.join(" and ")}`;
     const which = wanted => images.flatMap((range, m) => (wanted(range) ? [m + 1] : []));
     const seen = which(range => sees(range, t)), dark = which(([, end]) => end <= t);
@@ -129,7 +137,7 @@ mllama.figure("image_prompt", figure => {
     const gone = dark.map(m => `Image ${m} has been dark since token ${images[m - 1][1] + 1}.`).join(" ");
     const none = blind ? `${blind} of ${tokens.length} tokens see${blind === 1 ? "s" : ""} no image: for `
       + `${blind === 1 ? "it" : "them"} both branches are 0.` : "Every token sees an image.";
-    return `Token ${t + 1} of ${tokens.length}, \u201c${tokens[t]}\u201d, sees ${seen.length ? listed(seen) : "no image"}. `
-      + `${gone ? `${gone} ` : ""}${none}`;
+    return `Token ${t + 1} of ${tokens.length}, \u201c${tokens[t]}\u201d, sees `
+      + `${seen.length ? listed(seen) : "no image"}. ${gone ? `${gone} ` : ""}${none}`;
   });
 });

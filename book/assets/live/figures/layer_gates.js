@@ -7,8 +7,9 @@ mllama.figure("layer_gates", figure => {
   const LAYERS = [1, 3, 5], HEADS = 4, WHICH = ["attention and MLP", "attention only", "MLP only"];
   const percent = v => `${v}\u00a0%`;
 
-  const question = figure.choice({ label: "Question", options: ["What is in the picture?", "Which digit is green?",
-    "What colour is the 9?", "How many digits are in the picture?", "Where is the star?", "What is below the 2?"] });
+  const question = figure.choice({ label: "Question", options: ["What is in the picture?",
+    "Which digit is green?", "What colour is the 9?", "How many digits are in the picture?",
+    "Where is the star?", "What is below the 2?"] });
   const which = figure.choice({ label: "Gates that are turned", options: WHICH });
   const shares = LAYERS.map(layer => figure.slider({
     label: `Layer ${layer}`, min: 0, max: 150, step: 10, value: layer === 1 ? 0 : 100, format: percent }));
@@ -24,7 +25,7 @@ mllama.figure("layer_gates", figure => {
     ].map(data => ({ data, share: shares[i].value / 100 })));
     const before = scaled.map(({ data }) => data[0]);
     try {
-      scaled.forEach(({ data, share }, i) => { if (share !== 1) data[0] = Math.atanh(share * Math.tanh(before[i])); });
+      for (const { data, share } of scaled) if (share !== 1) data[0] = Math.atanh(share * Math.tanh(data[0]));
       return run();
     } finally {
       scaled.forEach(({ data }, i) => { data[0] = before[i]; });
@@ -83,7 +84,8 @@ mllama.figure("layer_gates", figure => {
     button.remove();
   } });
 
-  const named = id => (live.tokenizer.stopIds.has(id) ? "(end)" : live.tokenizer.decode([id]).trim() || "(space)");
+  const named = id => (live.tokenizer.stopIds.has(id) ? "(end)"
+    : live.tokenizer.decode([id]).trim() || "(space)");
   const place = () => Math.min(token.value, shown.trained.length) - 1;
 
   // How likely each token of the trained model's answer still is.
@@ -101,7 +103,7 @@ mllama.figure("layer_gates", figure => {
       svg.rect(64, y + 4, 140 * likely, ROW - 8, { fill: "blue" });
       const x = 64 + 140 * shown.whole[n].likely;
       svg.line(x, y + 2, x, y + ROW - 2, { ink: "ink", width: 2.5 });
-      svg.text(211, y + 14, rather === id ? likely.toFixed(2) : `${likely.toFixed(2)}, now ${named(rather)}`, { size: 12 });
+      svg.text(211, y + 14, likely.toFixed(2) + (rather === id ? "" : `, now ${named(rather)}`), { size: 12 });
       svg.rect(0, y, 320, ROW, { "pointer-events": "all", "data-token": n, style: "cursor: pointer" });
     });
   });
@@ -117,10 +119,11 @@ mllama.figure("layer_gates", figure => {
     return canvas;
   }));
   const names = LAYERS.map(() => el("span", {}));
-  const grid = el("div", {}, el("span", {}), ...Array.from({ length: HEADS }, (_, h) => el("span", {}, `head ${h}`)),
+  const grid = el("div", {}, el("span", {}),
+    ...Array.from({ length: HEADS }, (_, h) => el("span", {}, `head ${h}`)),
     ...LAYERS.flatMap((_, i) => [names[i], ...canvases[i]]));
-  grid.style.cssText = "display: grid; grid-template-columns: 4rem repeat(4, minmax(0, 4.2rem)); gap: 0.3rem; flex: 1 1 20rem; "
-    + "min-width: min(100%, 18rem); font-size: 0.85rem; align-items: center";
+  grid.style.cssText = "display: grid; grid-template-columns: 4rem repeat(4, minmax(0, 4.2rem)); "
+    + "gap: 0.3rem; flex: 1 1 20rem; min-width: min(100%, 18rem); font-size: 0.85rem; align-items: center";
   figure.panel(grid, () => {
     LAYERS.forEach((layer, i) => {
       names[i].textContent = `layer\u00a0${layer}: ${percent(shares[i].value)}`;
@@ -150,8 +153,9 @@ mllama.figure("layer_gates", figure => {
     const [trained, says] = [decode(shown.trained), decode(shown.says)];
     const verdict = trained === says ? `The answer stays \u201c${trained}\u201d.`
       : `The answer \u201c${trained}\u201d becomes \u201c${says}\u201d.`;
-    return `${setting} ${verdict} Probability of the old answer, as trained ${all(shown.whole).toFixed(2)}, now `
-      + `${all(shown.now).toFixed(2)}; of its token ${n + 1}, \u201c${named(shown.trained[n])}\u201d, after those before it: `
+    return `${setting} ${verdict} Probability of the old answer, as trained `
+      + `${all(shown.whole).toFixed(2)}, now ${all(shown.now).toFixed(2)}; of its token ${n + 1}, `
+      + `\u201c${named(shown.trained[n])}\u201d, after those before it: `
       + `${shown.whole[n].likely.toFixed(2)}, now ${shown.now[n].likely.toFixed(2)}.`;
   });
 });

@@ -11,8 +11,10 @@ mllama.figure("vision_parts", figure => {
     figure.toggle({ label: `Hand on the ${name}`, value: i === 0 }));
   const tile = figure.toggle({ label: "Post-tile embedding", value: true });
   const late = figure.toggle({ label: "Keep states late, after their layers", value: false });
-  const gates = figure.slider({ label: "Global gates", min: 0, max: 150, step: 10, value: 100, format: v => `${v} %` });
-  const chosen = () => ({ kept: kept.map(part => part.value), gates: gates.value / 100, tile: tile.value, late: late.value });
+  const gates = figure.slider({
+    label: "Global gates", min: 0, max: 150, step: 10, value: 100, format: v => `${v} %` });
+  const chosen = () => ({
+    kept: kept.map(part => part.value), gates: gates.value / 100, tile: tile.value, late: late.value });
 
   let live = null, whole = null, now = null, asked = 0, busy = false;
 
@@ -20,7 +22,8 @@ mllama.figure("vision_parts", figure => {
   // left as it was.
   function encode({ kept: handedOn, gates: share, tile: told, late: after }) {
     const { vision_model: vision, multi_modal_projector: projector, config } = live.model;
-    const scaled = vision.global_transformer.layers.flatMap(layer => [[layer.gate_attn, share], [layer.gate_ffn, share]]);
+    const scaled = vision.global_transformer.layers.flatMap(layer =>
+      [[layer.gate_attn, share], [layer.gate_ffn, share]]);
     scaled.push([vision.post_tile_positional_embedding.gate, told ? 1 : 0]);
     const before = scaled.map(([gate]) => gate[0]);
     try {
@@ -69,7 +72,8 @@ mllama.figure("vision_parts", figure => {
   const button = figure.button({ label: "Ask the model (loads 5 MB)", press: async () => {
     button.disabled = true;
     const loaded = await figure.model();
-    const image = el("img", { src: mllama.packed.pictures.mixed, alt: "A purple 6, a blue 2, a green 9 and a black star" });
+    const image = el("img", { src: mllama.packed.pictures.mixed,
+      alt: "A purple 6, a blue 2, a green 9 and a black star" });
     await image.decode();
     live = { ...loaded, tiles: imageToTiles(pixelsOf(image), loaded.config.vision_config.image_size) };
     image.style.cssText = "width: 8rem; height: auto; flex: 0 0 auto";
@@ -91,18 +95,21 @@ mllama.figure("vision_parts", figure => {
     box(146, 30, null, "LN");
     const dashed = on => (on ? {} : { "stroke-dasharray": "2 3" });
     svg.line(188, y + 36, 188, y, { ink: told ? "purple" : "grey", ...dashed(told) });
-    svg.text(188, y + 48, told ? "+ tile" : "no tile", { anchor: "middle", size: 12, fill: told ? "purple" : "grey" });
+    svg.text(188, y + 48, told ? "+ tile" : "no tile",
+      { anchor: "middle", size: 12, fill: told ? "purple" : "grey" });
     box(204, 24, share ? "orange" : null, 0);
     box(234, 24, share ? "orange" : null, 1);
     svg.text(246, y + 32, `gates \u00d7 ${share.toFixed(1)}`, { anchor: "middle", size: 12 });
     [[2, 3, 78, "green"], [1, 1, 34, "blue"]].forEach(([part, layer, top, ink]) => {
       const x = 8 + 34 * layer + (after ? 29 : -5), on = handedOn[part];
       svg.path([[x, y], [x, top], [278, top]], { ink: on ? ink : "grey", width: 2, ...dashed(on) });
-      svg.text(x + 6, top - 7, `${after ? "leaves" : "enters"} layer ${layer}`, { size: 12, fill: on ? ink : "grey" });
+      svg.text(x + 6, top - 7, `${after ? "leaves" : "enters"} layer ${layer}`,
+        { size: 12, fill: on ? ink : "grey" });
     });
     [[1, 34, "blue"], [2, 78, "green"], [0, y, "orange"]].forEach(([part, middle, ink]) => {
       const on = handedOn[part];
-      svg.rect(278, middle - 16, 40, 32, { fill: on ? ink : "none", ink: on ? ink : "grey", "fill-opacity": 0.35, ...dashed(on) });
+      svg.rect(278, middle - 16, 40, 32,
+        { fill: on ? ink : "none", ink: on ? ink : "grey", "fill-opacity": 0.35, ...dashed(on) });
       svg.text(298, middle + 5, on ? "128" : "0", { anchor: "middle" });
     });
     svg.text(318, 12, "handed on", { anchor: "end", size: 12 });
@@ -115,28 +122,35 @@ mllama.figure("vision_parts", figure => {
       const told = now && !busy, answer = told ? now[q].text || "(nothing)" : "\u2026";
       const same = !told || now[q].text === whole[q].text;
       const bar = el("div", {}), moved = el("td", {}, told ? now[q].moved.toFixed(1) : "\u2026", bar);
-      bar.style.cssText = `height: 0.4rem; width: ${told ? 100 * now[q].moved / most : 0}%; background: var(--purple)`;
+      const width = told ? 100 * now[q].moved / most : 0;
+      bar.style.cssText = `height: 0.4rem; width: ${width}%; background: var(--purple)`;
       return el("tr", {}, el("td", {}, question), el("td", {}, whole ? whole[q].text : "\u2026"),
         el("td", {}, same ? answer : el("strong", {}, `\u2260 ${answer}`)), moved);
     });
     table.replaceChildren(el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...rows));
     for (const cell of table.querySelectorAll("th, td"))
-      cell.style.cssText = "padding: 0.2rem 0.4rem; text-align: left; vertical-align: top; overflow-wrap: anywhere";
+      cell.style.cssText = "padding: 0.2rem 0.4rem; text-align: left; vertical-align: top; "
+        + "overflow-wrap: anywhere";
   });
-  table.style.cssText = "flex: 1 1 20rem; width: 0; min-width: min(100%, 18rem); font-size: 0.9rem; margin: 0; table-layout: fixed";
+  table.style.cssText = "flex: 1 1 20rem; width: 0; min-width: min(100%, 18rem); "
+    + "font-size: 0.9rem; margin: 0; table-layout: fixed";
 
+  const texts = given => given.map(({ text }) => text);
   figure.values(() => (now && !busy
-    ? { whole: whole.map(({ text }) => text), now: now.map(({ text }) => text), moved: now.map(({ moved }) => moved) } : null));
+    ? { whole: texts(whole), now: texts(now), moved: now.map(({ moved }) => moved) } : null));
 
   figure.words(() => {
     const { kept: handedOn, gates: share, tile: told, late: after } = chosen();
-    const away = ["the final state", "the state of layer 1", "the state of layer 3"].filter((_, i) => !handedOn[i]);
+    const away = ["the final state", "the state of layer 1", "the state of layer 3"]
+      .filter((_, i) => !handedOn[i]);
     if (!told) away.push("the post-tile embedding");
     const last = away.pop(), rest = away.length ? `${away.join(", ")} and ` : "";
     const changes = [...(last ? [`without ${rest}${last}`] : []),
-      ...(share === 1 ? [] : [`with the global gates at ${gates.value} %`]), ...(after ? ["with states kept late"] : [])];
-    const parts = `The encoder ${changes.join(", ") || "is whole"}: ${128 * handedOn.filter(Boolean).length} of 384 numbers of a `
-      + "token are handed on.";
+      ...(share === 1 ? [] : [`with the global gates at ${gates.value} %`]),
+      ...(after ? ["with states kept late"] : [])];
+    const numbers = 128 * handedOn.filter(Boolean).length;
+    const parts = `The encoder ${changes.join(", ") || "is whole"}: ${numbers} of 384 numbers of a token `
+      + "are handed on.";
     if (busy) return `${parts} Computing the answers \u2026`;
     if (!now) return `${parts} Press the button to ask the model.`;
     const different = now.filter(({ text }, q) => text !== whole[q].text).length;
