@@ -182,10 +182,11 @@
     async model() {
       const progress = el("progress", { max: 1, value: 0, "aria-label": "Loading the model" });
       this.controls.append(progress);
-      mllama.loaded ??= mllama.load(this.fetchPacked, share => { progress.value = share; });
-      const loaded = await mllama.loaded;
-      progress.remove();
-      return loaded;
+      try {
+        return await mllama.loadOnce(this.fetchPacked, share => { progress.value = share; });
+      } finally {
+        progress.remove();
+      }
     }
 
     redraw() {

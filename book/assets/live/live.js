@@ -2,7 +2,7 @@
 // The page around the model: a picture, a question, the answer as it is written, where each of
 // its tokens was looked up, and switches that change the model.
 (() => {
-  const { COLOURS, SHAPES, SIDE, SWITCHES, change, drawLook, el, fitted, gates, generate, load,
+  const { COLOURS, SHAPES, SIDE, SWITCHES, change, drawLook, el, fitted, gates, generate, loadOnce,
     lookInWords, painted, pause, pixelsAreTrue, pixelsOf, showPaper, toTiles, watch } = mllama;
 
   const PICTURES = {
@@ -313,9 +313,12 @@
       if (this.engine) return;
       this.say("Loading the model, 5 MB …");
       this.progress.hidden = false;
-      mllama.loaded ??= load(this.fetchPacked, share => { this.progress.value = share; });
-      const loaded = await mllama.loaded;  // one model for all of a page
-      this.progress.hidden = true;
+      let loaded;
+      try {
+        loaded = await loadOnce(this.fetchPacked, share => { this.progress.value = share; });
+      } finally {
+        this.progress.hidden = true;
+      }
       this.engine = { ...loaded, gates: gates(loaded.model), encoded: new Map() };
       this.buildGates();
     }

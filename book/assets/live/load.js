@@ -34,5 +34,15 @@
     };
   }
 
-  Object.assign(mllama, { load });
+  // One model for all of a page. What failed is tried again the next time.
+  let loaded = null;
+  function loadOnce(fetchScript, progress) {
+    loaded ??= load(fetchScript, progress).catch(error => {
+      loaded = null;
+      throw error;
+    });
+    return loaded;
+  }
+
+  Object.assign(mllama, { load, loadOnce });
 })();
