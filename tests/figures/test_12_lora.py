@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from mllama_lite.adapters.lora import adapter_size
+from mllama_lite import load
+from mllama_lite.adapters.lora import (
+    adapter_size,
+    find_ranks,
+    find_targets,
+    groups_of,
+    named_layers,
+)
+from mllama_lite.errors import InputError
 from mllama_lite.model import MllamaConfig, empty_model
 
 MATRICES = (
@@ -18,6 +26,11 @@ MATRICES = (
 @pytest.fixture(scope="module")
 def big():
     return empty_model(MllamaConfig())
+
+
+@pytest.fixture(scope="module")
+def models(big):
+    return {"the small model": load(device="cpu").model, "the 11B": big}
 
 
 @pytest.mark.parametrize("matrix", MATRICES)
@@ -74,3 +87,89 @@ def test_low_rank_by_the_handle(figure):
     mouse.move(box["x"] + 400, box["y"])
     mouse.up()
     assert "Rank 16 keeps" in shown.words()
+
+
+GROUPS = (
+    "self self.q self.k mlp mlp.down cross vision.local vision.global projector head"
+)
+GOOD = (
+    *GROUPS.split(),
+    "all",
+    "*q_proj",
+    "*.self_attn.q_proj",
+    "*.self_attn.[!kv]_proj",
+    "*.layers.?.mlp.fc[12]",
+    "language_model.*.1*_proj",
+    "self,mlp,cross",
+    "*v_proj,head",
+    "all:3,head:64,self.q:5",
+)
+BAD = (
+    "attention",
+    "vision_model.*",
+    "*",
+    "Q_proj",
+    "*attn",
+    "",
+    "self,nothing",
+    "self:0",
+    "self:",
+    "head:4000000",
+    "self.k:9999",
+)
+
+
+def test_target_patterns_knows_every_module(figure, models):
+    shown = figure("target_patterns")
+    for name, model in models.items():
+        shown.set("In", name)
+        modules = [(n, type(m).__name__) for n, m in named_layers(model)]
+        assert [tuple(pair) for pair in shown.values()["modules"]] == modules
+        assert shown.values()["whole"] == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["the small model", "the 11B"])
+def test_target_patterns_chooses_as_find_targets(figure, models, name):
+    shown, model = figure("target_patterns"), models[name]
+    shown.set("In", name)
+    of = groups_of(model)
+    for text, rank in zip(GOOD, (8, 1, 64) * len(GOOD)):
+        shown.set("Targets", text)
+        shown.set("Rank", rank)
+        values, targets = shown.values(), text.split(",")
+        chosen = find_targets(model, [target.split(":")[0] for target in targets])
+        assert values["chosen"] == chosen, text
+        assert values["trains"] == adapter_size(model, targets, rank), text
+        counts = {}
+        for layer in chosen:
+            counts[of[layer][0]] = counts.get(of[layer][0], 0) + 1
+        assert values["counts"] == counts
+        assert f"{text} chooses {len(chosen)} of {len(of)} matrices" in shown.words()
+        assert f"{values['trains']:,} parameters train" in shown.words()
+
+
+@pytest.mark.parametrize("name", ["the small model", "the 11B"])
+def test_target_patterns_refuses_as_the_package(figure, models, name):
+    shown, model = figure("target_patterns"), models[name]
+    shown.set("In", name)
+    for text in BAD:
+        with pytest.raises(InputError) as error:
+            find_ranks(model, text.split(","), 8)
+        shown.set("Targets", text)
+        assert shown.values()["chosen"] == [] and shown.values()["refused"], text
+        assert shown.words().startswith("Refused: "), text
+        for said in ("matches no layer", "matches vision_model", "ends in"):
+            assert (said in shown.words()) == (said in str(error.value)), text
+
+
+def test_target_patterns_reaches_into_vision(figure):
+    shown = figure("target_patterns")
+    assert shown.values()["counts"] == {
+        "vision.local": 4,
+        "vision.global": 2,
+        "self": 4,
+        "cross": 3,
+    }
+    shown.set("or one of these", "self.q")
+    assert shown.control("Targets").input_value() == "self.q"
+    assert "4 of 87 matrices: 4 in self-attention." in shown.words()
