@@ -4,9 +4,14 @@ import json
 import math
 
 import pytest
+import torch
 
 import conftest
-from mllama_lite.small_model.training import Plan
+from mllama_lite import load
+from mllama_lite.checkpoints.hub import find_folder
+from mllama_lite.small_model.questions import Question
+from mllama_lite.small_model.training import Plan, encode_turns
+from mllama_lite.tiles import open_image
 
 GATES = {
     "places in a tile": "vision_model.gated_positional_embedding.gate",
@@ -101,3 +106,110 @@ def test_training_run_by_the_handles(figure):
     mouse.move(box["x"] + 500, box["y"])
     mouse.up()
     assert shown.values()[1]["step"] == 12000
+
+
+LATER = Question("count", "How many digits are there?", "3")
+
+
+@pytest.fixture(scope="module")
+def small():
+    return load(dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def shift(figure):
+    shown = figure("label_shift")
+    shown.page.wait_for_function(
+        "() => document.querySelector('.mllama-figure').figure.numbers()"
+    )
+    return shown
+
+
+def want(small, shown, question, answer, second=False):
+    """What the package makes of what is typed; it is typed too."""
+    shown.set("Question", question)
+    shown.set("Answer", answer)
+    shown.set("A second turn", second)
+    turns = [Question("", question, answer), *[LATER] * second]
+    return encode_turns(small.tokenizer, turns)
+
+
+@pytest.mark.parametrize(
+    "question, answer, second",
+    [
+        ("Read the digits from left to right.", "3 1 9", False),
+        ("Is there a 7?", "no", True),
+        ("<|eot_id|> \u4f60\u597d  caf\u00e9", "I don't know", True),
+        ("", "", False),
+    ],
+)
+def test_label_shift_is_encode_turns(small, shift, question, answer, second):
+    tokens, labels = want(small, shift, question, answer, second)
+    values = shift.values()
+    assert (values["tokens"], values["labels"]) == (tokens, labels)
+    learned = [i for i, label in enumerate(labels) if label >= 0]
+    assert all(labels[i] == tokens[i + 1] for i in learned)
+    assert values["learned"] == len(learned)
+    assert f"{len(learned)} of {len(tokens)} places count." in shift.words()
+    assert int(shift.control("Place").get_attribute("max")) == len(tokens) - 1
+    shift.set("Place", 0)
+    assert "Place 0, \u201cbegin\u201d, counts for nothing." in shift.words()
+    shift.set("Place", learned[-1])
+    assert "has to say \u201ceot\u201d." in shift.words()
+
+
+def test_label_shift_shows_parts_of_letters_as_bytes(small, shift):
+    tokens, labels = want(small, shift, "Name the digit.", "\u4f60")
+    assert len(tokens) - labels.index(tokens[-1]) == 2  # the end is learned last
+    shift.set("Place", labels.index(tokens[-4]))
+    assert "has to say \u201ce4\u201d." in shift.words()
+
+
+def test_label_shift_other_labels(small, shift):
+    tokens, labels = want(small, shift, "Name the digit.", "7", True)
+    end = small.tokenizer.special["<|eot_id|>"]
+    shift.set("Labels", "of answers, no end of turn")
+    ended = [-100 if label == end else label for label in labels]
+    assert shift.values()["labels"] == ended
+    assert "Nothing teaches the model to stop." in shift.words()
+    shift.set("Labels", "of answers, not shifted")
+    answers = [i for i, label in enumerate(labels, 1) if label >= 0]
+    copied = [token if i in answers else -100 for i, token in enumerate(tokens)]
+    assert shift.values()["labels"] == copied
+    shift.set("Place", answers[0])
+    assert "has to say \u201c7\u201d, which it has just read." in shift.words()
+    shift.set("Labels", "of every token")
+    image = small.tokenizer.image_id
+    following = [-100 if token == image else token for token in tokens[1:]] + [-100]
+    assert shift.values()["labels"] == following
+
+
+def test_label_shift_loss_is_the_models(small, shift):
+    picture = open_image(find_folder() / "pictures" / "digits.png")
+    question = "Read the digits from left to right."
+    shift.press("Load the model")
+    shift.page.wait_for_function(
+        "() => document.querySelector('.mllama-figure').figure.numbers().cost",
+        timeout=60_000,
+    )
+    means = {}
+    for answer, mode in (
+        ("3 1 9", "of answers alone"),
+        ("3 7 9", "of answers alone"),
+        ("3 1 9", "of every token"),
+        ("3 1 9", "of answers, not shifted"),
+    ):
+        tokens, _ = want(small, shift, question, answer, mode == "of every token")
+        shift.set("Labels", mode)
+        values = shift.values()
+        probable = small.logits(tokens, [picture]).log_softmax(-1)
+        labels = torch.tensor(values["labels"])
+        picked = -probable.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+        for cost, label, price in zip(values["cost"], labels, picked.tolist()):
+            assert cost == (pytest.approx(price, abs=1e-3) if label >= 0 else None)
+        mean = picked[labels >= 0].mean().item()
+        assert values["mean"] == pytest.approx(mean, abs=1e-3)
+        assert f"The loss is the mean of the {values['learned']}: " in shift.words()
+        means[answer, mode] = mean
+    right, spoilt, every, copied = means.values()
+    assert right < 0.05 and spoilt > 1 and every > 10 and copied > 5

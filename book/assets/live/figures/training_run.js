@@ -109,9 +109,10 @@ mllama.figure("training_run", figure => {
     svg.text(X(10800), 32, "rate falls", { anchor: "middle", size: 12 });
     Object.entries(LINES).forEach(([name, [ink, dashes]], n) => {
       const points = LOSSES[name].flatMap((v, i) => (v === null ? [] : [[X(EVERY * (i + 1)), Y(v)]]));
-      svg.path(points, { ink, "stroke-dasharray": dashes, width: name === "answers" ? 3 : 1.5 });
+      const line = { ink, "stroke-dasharray": dashes, width: name === "answers" ? 3 : 1.5 };
+      svg.path(points, line);
       const x = LEFT + [0, 66, 0, 134][n], y = [262, 262, 280, 280][n];
-      svg.line(x, y - 4, x + 18, y - 4, { ink, "stroke-dasharray": dashes, width: name === "answers" ? 3 : 1.5 });
+      svg.path([[x, y - 4], [x + 18, y - 4]], line);
       svg.text(x + 22, y, name, { size: 12 });
     });
     const steps = [0, 200, JOINT - 1, JOINT, JOINT + 200, DECAY, STEPS];
