@@ -99,6 +99,8 @@ GOOD = (
     "*.self_attn.q_proj",
     "*.self_attn.[!kv]_proj",
     "*.layers.?.mlp.fc[12]",
+    "*.layers.[0-2].mlp.*",
+    "*.[p-r]_proj",
     "language_model.*.1*_proj",
     "self,mlp,cross",
     "*v_proj,head",

@@ -72,8 +72,11 @@ mllama.figure("target_patterns", figure => {
     projector: "the projector", self: "in self-attention", mlp: "in the MLPs of its layers",
     cross: "in cross-attention layers", head: "the head" };
 
-  // * any letters, ? one, [abc] one of these, [!abc] none of them.
-  const asPattern = text => new RegExp("^" + text.replace(/\[(!?)([^\]-]+)\]|[^]/gu, (all, not, set) => {
+  // * any letters, ? one, [abc] or [a-c] one of these, [!abc] none of them. A range that runs
+  // backwards holds nothing.
+  const asPattern = text => new RegExp("^" + text.replace(/\[(!?)([^\]]+)\]|[^]/gu, (all, not, set) => {
+    const backwards = [...(set ?? "").matchAll(/(.)-(.)/gu)].some(([, a, b]) => a > b);
+    if (backwards) return not ? "[^]" : "(?!)";
     if (set !== undefined) return `[${not ? "^" : ""}${set.replace(/[\\\]^[]/g, "\\$&")}]`;
     return all === "*" ? "[^]*" : all === "?" ? "[^]" : all.replace(/[\\^$.|+()[\]{}]/g, "\\$&");
   }) + "$", "u");
