@@ -72,7 +72,10 @@ def test_learned_tokens_with_the_mistakes_of_the_chapter(turn, tokenizer):
     shown.set("Forget the shift", True)
     assert shown.values()["labels"] == [-100, *labels[:-1]]
     assert "to repeat it" in shown.words()
+    shown.set("Place", len(tokens) - 2)
+    assert "read is “4”, and its label says that “4” follows" in shown.words()
     shown.set("Forget the shift", False)
+    assert "read is “4”, and its label says that “eot_id” follows" in shown.words()
     shown.set("Learn the question too", True)
     assert shown.values()["labels"] == [*tokens[1:], -100]
     share = round(100 * 2 / (len(tokens) - 1))

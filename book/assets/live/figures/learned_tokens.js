@@ -77,7 +77,7 @@ mllama.figure("learned_tokens", figure => {
     for (const [what, typed] of [["question", question], ["answer", answer]])
       if (!typed.value.trim()) return `The ${what} is empty: such a line of the folder is refused.`;
       else if ((typed.value.match(/<\|\w+\|>/g) ?? []).some(name => name in tokenizer.special))
-        return `A special token is spelled in the ${what}: as text it is ordinary tokens, and such a line is refused.`;
+        return `A special token is spelled in the ${what}: there it is ordinary text, and such a line is refused.`;
     const { tokens, labels, first } = sample(), i = chosen(tokens);
     const learned = labels.filter(label => label !== SKIPPED).length;
     const own = tokens.slice(first).filter((_, j) => j < tokens.length - first - end.value).length;
@@ -85,12 +85,14 @@ mllama.figure("learned_tokens", figure => {
     const said = [`${tokens.length} tokens above, their labels below: ${learned} ${learned === 1 ? "is" : "are"} `
       + `learned (orange), ${everything.value ? `${own} of them ${part}` : part}.`];
     said.push(labels[i] === SKIPPED ? `At place ${i} (blue) nothing is learned.`
-      : `At place ${i} (blue) the last token read is ${quoted(tokens[i])}, and ${quoted(labels[i])} should follow.`);
+      : `At place ${i} (blue) the last token read is ${quoted(tokens[i])}, and its label says `
+        + `that ${quoted(labels[i])} follows.`);
     if (end.value) said.push("Nothing says that the answer is over: the model goes on.");
     if (everything.value)
       said.push(`Of what is learned, ${part} are ${Math.round(100 * own / learned)} %.`);
     if (labels.includes(tokenizer.imageId))
-      said.push(`The image's token is a label, ${tokenizer.imageId}, one past the head's last row: the loss fails.`);
+      said.push(`The image's token is a label, ${tokenizer.imageId}, one past the head's last row: `
+        + "the loss fails.");
     if (unshifted.value) said.push("Each label is the token just read: what is learned is to repeat it.");
     return said.join(" ");
   });

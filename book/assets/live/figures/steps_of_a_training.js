@@ -123,8 +123,8 @@ mllama.figure("steps_of_a_training", figure => {
       + `, at ${Math.round(100 * steps[at].rate)} % of the highest rate.`];
     if (twice.length) said.push(`Sample ${twice.join(" and ")} is in it twice.`);
     if (size < batch.value * accumulate.value) said.push("A step holds at most all samples there are.");
-    said.push(`All rates together are ${sum.toFixed(1)} times the highest: about as far as AdamW moves a number that `
-      + "always goes one way.");
+    said.push(`All rates together are ${sum.toFixed(1)} times the highest: about as far as AdamW moves a number `
+      + "that always goes one way.");
     return said.join(" ");
   });
 });
