@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mllama_lite.attention import KVCache, attention_by_hand
+from mllama_lite.attention import KVCache, attention_by_hand, causal_mask
 
 
 @pytest.mark.parametrize("size", [2, 16, 128])
@@ -121,3 +121,31 @@ def test_cache_slots_without_a_cache(figure, steps):
     assert f"{values['computed']} so far" in shown.words()
     drawn = shown.root.locator("svg").first.locator("rect.fill-orange").count()
     assert drawn == 8 * (5 + steps) + 1  # eight heads, and the legend
+
+
+@pytest.mark.parametrize("cached, new", [(3, 3), (0, 4), (6, 1), (1, 4)])
+def test_causal_piece(figure, cached, new):
+    shown = figure("causal_piece")
+    shown.set("Tokens in the cache", cached)
+    shown.set("New tokens T", new)
+    keys = cached + new
+    queries, zeros = torch.zeros(1, 1, new, 4), torch.zeros(1, 1, keys, 4)
+    unit = torch.eye(keys)[None, None]
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    mask = causal_mask(new, keys)
+    right, wrong = map(torch.Tensor, shown.values())
+    want = sdpa(queries, zeros, unit, attn_mask=mask)[0, 0]
+    trap = sdpa(queries, zeros, unit, is_causal=True)[0, 0]
+    torch.testing.assert_close(right, want, atol=1e-6, rtol=0)
+    torch.testing.assert_close(wrong, trap, atol=1e-6, rtol=0)
+    crossed = shown.root.locator("text=\u2715").count()
+    hidden = (mask & (trap == 0)).sum().item()
+    assert crossed == hidden + (1 if cached else 0)  # and the line that explains it
+    if cached:
+        assert f"hides {hidden} pairs" in shown.words()
+        own = torch.arange(new)
+        assert not trap[own, cached + own].any() and "its own key" in shown.words()
+        assert trap[0].nonzero().flatten().tolist() == [0]
+        assert f"token {cached} sees key 0 alone" in shown.words()
+    else:
+        assert "the same triangle" in shown.words()

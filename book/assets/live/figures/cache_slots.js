@@ -47,8 +47,9 @@ mllama.figure("cache_slots", figure => {
     }
     for (let s = 0; s < SLOTS; s += 5) svg.text(left + (s + 0.5) * cell, 304, s, { anchor: "middle", size: 12 });
     Object.entries(LOOKS).forEach(([state, look], i) => {
-      svg.rect(110 * i + 1, 316, 14, 8, look);
-      svg.text(110 * i + 20, 324, state, { size: 12 });
+      const x = [0, 126, 200][i];
+      svg.rect(x + 1, 316, 14, 8, look);
+      svg.text(x + 20, 324, state, { size: 12 });
     });
   });
 
@@ -84,8 +85,10 @@ mllama.figure("cache_slots", figure => {
 
   figure.words(() => {
     const { G, used, now, computed, bytes, bytesUsed, full, scores } = read();
-    const share = G === H ? "Every query head has keys of its own" : `${H / G} query heads share each key/value head`;
-    const ending = `${share}; the newest token takes ${scores.toLocaleString("en")} scores, whatever G is.`;
+    const share = G === H ? "Every query head has keys of its own"
+      : `${H / G} query heads share each key/value head`;
+    const ending = `${share}; the newest token takes ${scores.toLocaleString("en")} scores in ${LAYERS} layers, `
+      + "whatever G is.";
     const count = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
     if (!kept.value) return `Nothing is kept: this step computes keys and values of all ${used} tokens anew, `
       + `${computed} so far. ${ending}`;

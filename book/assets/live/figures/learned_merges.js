@@ -116,7 +116,8 @@ mllama.figure("learned_merges", figure => {
 
   figure.words(() => {
     const n = merges.value, a = learnedCurve[n], b = curves[other.value][n];
-    const latest = n ? `The newest of ${n} merges made ${readable(newest[n - 1])}, a pair seen ${seen[n - 1]} times.`
+    const latest = n
+      ? `The newest of ${n} merges made ${readable(newest[n - 1])}, a pair seen ${seen[n - 1]} times.`
       : "No merge yet: every byte is a token.";
     return `${latest} The text learned from has ${a.toFixed(2)} bytes a token, ${other.value} ${b.toFixed(2)}: `
       + `a gap of ${(a - b).toFixed(2)}.`;

@@ -47,7 +47,8 @@ mllama.figure("typed_tokens", figure => {
     const boxes = (special || !ids ? [text] : ids.map(id => tokenizer.tokens[id])).map((token, i) =>
       el("span", { style: `padding: 0 0.2rem; ${i ? `border-left: 1px dashed var(--${ink})` : ""}` },
         special || !ids ? token.replaceAll(" ", "\u2423") : readable(token)));
-    const box = el("span", { style: `display: inline-flex; align-items: center; ${border}; min-height: 1.6em` }, ...boxes);
+    const style = `display: inline-flex; align-items: center; min-height: 1.6em; ${border}`;
+    const box = el("span", { style }, ...boxes);
     return el("span", { style: "display: inline-flex; flex-direction: column; align-items: center" }, box,
       el("span", { style: `font-size: 0.75rem; color: var(--${ink})` }, name));
   })));
@@ -66,7 +67,7 @@ mllama.figure("typed_tokens", figure => {
     let told = `${count(all.length, "piece")} in boxes, cut into ${count(numTokens, "token")} by the small model's `
       + `vocabulary${shares}.`;
     if (spelled && unsafe.value)
-      told += ` The typed ${spelled} has become token ${tokenizer.special[spelled]}, like one that a program has set.`;
+      told += ` The typed ${spelled} has become token ${tokenizer.special[spelled]}, as if a program had set it.`;
     else if (spelled) {
       const ids = tokenizer.encode(spelled);
       told += ` The typed ${spelled} stays text: ${count(ids.length, "ordinary token")}, none of them `
