@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+from PIL import Image
 
+from mllama_lite import load
+from mllama_lite.checkpoints.hub import find_folder
 from mllama_lite.local_vision import padded_length, real_tokens_first
+from mllama_lite.tiles import image_to_tiles
 
 LENGTHS = {
     5: "5, as drawn above",
@@ -94,3 +98,121 @@ def test_padding_mask_drags(figure):
     assert shown.control("Query").input_value() == "6"
     assert "filler of tile 0" in shown.words()
     assert shown.values()["visible"] == 10
+
+
+PICTURES = {
+    "mixed": "Digits and shapes",
+    "digits": "Three digits",
+    "one": "A single digit",
+    "tall": "A tall picture",
+}
+
+
+def looks(vlm, name, place, layer, bare):
+    """Weights of one patch, [H, K·padded P], as the chapter computes them, and the tiles."""
+    vision = vlm.model.vision_model
+    image = Image.open(find_folder() / "pictures" / f"{name}.png")
+    tiles = image_to_tiles(image, 56)
+    ids = torch.tensor([tiles.aspect_ratio_id])
+    x = vision.embed(tiles.pixel_values[None], ids, tiles.num_tiles).flatten(1, 2)
+    order, num_real = real_tokens_first(tiles.num_tiles, 4, 17)
+    x = x[:, order]
+    if bare:
+        x = x[:, :num_real]
+    _, kept = vision.transformer(x, num_real, range(4))
+    asked = vision.transformer.layers[layer]
+    x = asked.input_layernorm(kept[layer])[0]
+    query, key = (
+        part(x).unflatten(-1, (4, 32)).transpose(0, 1)
+        for part in (asked.self_attn.q_proj, asked.self_attn.k_proj)
+    )
+    row, column = place
+    tile = row // 4 * tiles.canvas[1] + column // 4
+    asking = order.tolist().index(tile * 24 + 1 + row % 4 * 4 + column % 4)
+    weights = torch.zeros(4, 96)
+    scores = (query @ key.mT / 32**0.5).softmax(dim=-1)[:, asking]
+    weights[:, order[: len(x)]] = scores
+    return weights, tiles
+
+
+def settled(shown, **wanted):
+    """The values, once the figure has taken what the controls say."""
+    shown.page.wait_for_function(
+        """wanted => {
+          const now = document.querySelector(".mllama-figure").figure.numbers();
+          return now && !now.doing && Object.entries(wanted).every(
+            ([name, value]) => String(now[name]) === String(value));
+        }""",
+        arg=wanted,
+    )
+    return shown.values()
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return load(dtype="float32", device="cpu")
+
+
+def test_patch_looks(figure, vlm):
+    shown = figure("patch_looks")
+    settled(shown, name="mixed")
+    shown.press("Look with the model")
+    settled(shown, loaded="true")
+    for name, place, layer, bare in [
+        ("mixed", (2, 2), 0, False),
+        ("mixed", (5, 6), 3, True),
+        ("digits", (1, 9), 1, False),
+        ("tall", (10, 3), 2, False),
+        ("one", (0, 0), 0, True),
+    ]:
+        shown.set("Picture", PICTURES[name])
+        settled(shown, name=name)
+        for label, value in zip(("Row", "Column", "Layer"), (*place, layer)):
+            shown.set(label, value)
+        shown.set("Without padding", bare)
+        wanted = {"name": name, "layer": layer, "bare": str(bare).lower()}
+        values = settled(shown, place=f"{place[0]},{place[1]}", **wanted)
+        want, tiles = looks(vlm, name, place, layer, bare)
+        got = torch.tensor(values["weights"])
+        assert got.sum(dim=1).tolist() == pytest.approx([1] * 4, abs=1e-5)
+        assert (got - want).abs().max() < 1e-4
+        assert tuple(values["canvas"]) == tiles.canvas
+        u = padding(tiles.num_tiles, 17)
+        shares = (want * u).sum(dim=1)
+        words = shown.words()
+        assert f"row {place[0]}, column {place[1]}, in layer {layer}:" in words
+        if bare:
+            assert "nowhere else to look" in words and not shares.any()
+        else:
+            told = ", ".join(f"{round(100 * share)} %" for share in shares.tolist())
+            assert f"heads 0 to 3 give {told} of their attention to padding" in words
+            assert f"(equal weights: {100 * u.float().mean():.0f} %)" in words
+
+
+def test_patch_looks_before_there_is_a_model_and_by_clicks(figure):
+    shown = figure("patch_looks")
+    values = settled(shown, name="mixed", loaded="false")
+    assert sum(values["weights"], []) == pytest.approx([1 / 96] * 384)
+    assert "equal weights, 29 % of them on padding" in shown.words()
+    patches = shown.root.locator("svg").first.locator("rect[style*=pointer]")
+    assert patches.count() == 64
+    patches.nth(
+        16 * 3 + 5
+    ).click()  # tile 3 of 2 x 2, patch 5: its second row and column
+    settled(shown, place="5,5")
+    assert shown.control("Row").input_value() == "5"
+    shown.set("Picture", PICTURES["tall"])  # 3 x 1: fewer columns
+    settled(shown, name="tall", place="5,3")
+    assert shown.control("Row").get_attribute("max") == "11"
+    shown.set("Without padding", True)
+    values = settled(shown, bare="true")
+    assert max(values["weights"][0]) == pytest.approx(1 / 51)
+
+
+def test_patch_looks_at_a_scale_of_each_map(figure):
+    shown = figure("patch_looks")
+    settled(shown, name="mixed")
+    scale = shown.root.locator("svg").nth(1).locator("text").nth(1)
+    assert scale.text_content() == "full orange: 20 %"
+    shown.set("Each map at its own scale", True)
+    assert scale.text_content() == "full orange: 1 %"  # 1 of 96
