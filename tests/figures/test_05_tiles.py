@@ -196,7 +196,7 @@ def test_tile_strip_answers(figure):
         ):
             given = vlm.ask("What is in the picture?", picture(name))
         assert (values["right"], values["answer"]) == (right, given)
-        assert f"the model answers: {given}. Without it" in shown.words()
+        assert f"the model answers: {given}. Without mistakes" in shown.words()
         assert ("the same" in shown.words()) == (right == given)
         assert values["same"] == ("here it changes nothing" in shown.words())
         assert values["same"] == (mistakes == ["id"])  # 2 x 2 turned is 2 x 2

@@ -166,7 +166,7 @@ mllama.figure("tile_strip", figure => {
     const made = Object.keys(MISTAKES).filter(label => now.names.includes(MISTAKES[label])).join(", ");
     const told = !made ? "No mistake is made."
       : `Mistake: ${made.toLowerCase()}${now.same ? "; here it changes nothing" : ""}.`;
-    const but = !made ? "" : right === given ? " Without it, the same." : ` Without it: ${right}.`;
+    const but = !made ? "" : right === given ? " Without mistakes, the same." : ` Without mistakes: ${right}.`;
     const asked = given === undefined ? "The model has not been asked."
       : `Asked \u201c${QUESTION}\u201d, the model answers: ${given}.${but}`;
     return `Canvas ${canvas.join(" x ")}, on it the picture has ${shown.join(" x ")} pixels. ${told} ${doing || asked}`;
