@@ -6,6 +6,7 @@ That the outputs are true is checked by tests/outputs.py: `make test` runs the n
 import base64
 import importlib.util
 import io
+import re
 from pathlib import Path
 
 import nbformat
@@ -72,6 +73,30 @@ def test_tolerances_are_small():
             assert 0 <= tolerance.get("absolute", 0) <= 0.1, name
             assert 0 <= tolerance.get("relative", 0) <= 0.5, name
             assert isinstance(tolerance.get("counts", 0), int), name
+
+
+# Where a chapter shows that something does not hold. Elsewhere a verdict is True: a change of
+# the code that turns one must not pass because the output was recorded anew.
+MEANT_FALSE = {
+    "01_tokenizer": {"tokenizer-029"},
+    "02_rope": {"86cbc35a"},
+    "05_tiles": {"tm05a11"},
+    "06_local_vision": {"f2769860"},
+    "08_cross_attention": {"9377f037"},
+    "09_checkpoint": {"trained-wrong-logits"},
+    "12_lora": {"c087"},
+    "13_finetuning": {"ft0012"},
+}
+
+
+def test_verdicts_are_true():
+    found = {}
+    for path in NOTEBOOKS:
+        for cell in exporter.code_cells(exporter.read(path)):
+            text = "".join(output.get("text", "") for output in cell.outputs)
+            if re.search(r": +False$", text, re.MULTILINE):
+                found.setdefault(path.stem, set()).add(cell.id)
+    assert found == MEANT_FALSE
 
 
 def test_every_module_is_what_its_notebook_exports():
