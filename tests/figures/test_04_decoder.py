@@ -227,12 +227,12 @@ def test_layers_left_out_leaves_the_model_as_it_was(figure):
     shown.root.locator("[data-layer='2']").click()
     assert not shown.control(label(2)).is_checked()
     assert "Without layers 2 and 4 the model says" in shown.words()
-    own = """async () => (await mllama.loaded).model.language_model.layers.map(
+    own = """async () => (await mllama.loadOnce()).model.language_model.layers.map(
         layer => Object.hasOwn(layer, "forward"))"""
     assert shown.page.evaluate(own) == [False] * 7
     # What others have put in a layer's place stays there.
     shown.page.evaluate("""async () => {
-        const { model } = await mllama.loaded;
+        const { model } = await mllama.loadOnce();
         mllama.change(model, mllama.gates(model), { drop: [5] });
     }""")
     shown.set(label(0), False)
