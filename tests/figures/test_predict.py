@@ -10,7 +10,7 @@ import conftest
 PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Predict</title><body><section>
 <p>Before.</p>
 <div class="mllama-predict"><p>What comes?</p><ul><li>One.</li><li>Two.</li></ul></div>
-<p class="late">The result is in</p><div class="cell late">2</div><p class="late">Two it was.</p>
+<p class="late">The result is in</p><div class="cell late">2</div><div class="cell late">two</div><p class="late">Two it was.</p>
 <div class="cell">later</div><p>After.</p><section><h2>Next</h2></section></section>
 <script src="live/start.js"></script>
 """
@@ -34,28 +34,28 @@ def visible(page):
 
 
 def test_the_result_waits_for_a_choice(page):
-    assert visible(page) == [False] * 3
+    assert visible(page) == [False] * 4
     assert (
         page.locator("text=After.").is_visible()
         and page.locator("text=later").is_visible()
     )
     page.click("text=This is what I expect")  # nothing was chosen
-    assert visible(page) == [False] * 3
+    assert visible(page) == [False] * 4
     page.get_by_label("Two.").check()
     page.click("text=This is what I expect")
-    assert visible(page) == [True] * 3
+    assert visible(page) == [True] * 4
     assert page.locator("text=You said: Two.").is_visible()
     assert page.get_by_label("One.").is_disabled()
 
 
 def test_who_does_not_want_to_be_asked_is_not(page):
     page.click("text=Just show me")
-    assert visible(page) == [True] * 3
+    assert visible(page) == [True] * 4
 
 
 def test_nothing_is_hidden_in_print(page):
     page.emulate_media(media="print")
-    assert visible(page) == [True] * 3
+    assert visible(page) == [True] * 4
 
 
 def test_every_prediction_has_options_and_a_result():

@@ -3,20 +3,24 @@
 //
 //     <div class="mllama-predict"><p>What happens to …?</p><ul><li>It halves.</li><li>It stays.</li></ul></div>
 //
-// The code cell that follows, and the prose up to the next cell or heading, wait for the reader. Nothing says
-// what is right but the result itself. Without scripts, and in print, nothing is hidden.
+// The code cells that follow, and the prose up to the next cell or heading, wait for the reader. Nothing
+// says what is right but the result itself. Without scripts, and in print, nothing is hidden.
 (() => {
   const { el } = mllama;
 
-  // What waits: the next code cell, and what stands after it up to the next cell or section.
+  // What waits: the next code cell and those that follow it at once, and the prose after them, up
+  // to the next cell or section.
   function waiting(root) {
     const found = [];
+    let cells = false, prose = false;  // whether there were cells, and prose after them
     for (let next = root.nextElementSibling; next; next = next.nextElementSibling) {
       const isCell = next.classList.contains("cell");
-      if (next.matches("section, .mllama-predict") || (isCell && found.some(f => f.classList.contains("cell")))) break;
+      if (next.matches("section, .mllama-predict") || (isCell && prose)) break;
+      cells ||= isCell;
+      prose = cells && !isCell;
       found.push(next);
     }
-    return found.some(f => f.classList.contains("cell")) ? found : [];
+    return cells ? found : [];
   }
 
   function mountPredict(root, number) {
