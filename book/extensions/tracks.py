@@ -1,0 +1,117 @@
+"""Sphinx extension: two tracks through a chapter, and how long each takes.
+
+Sections that check or that carry things from place to place fold; what is left is the whole
+argument. A fold says what is in it. Below the title of a chapter stands how long it takes to read,
+counted as words / 200 and lines of code / 20, in minutes. In print everything is open.
+"""
+
+import re
+
+from docutils import nodes
+
+# Sections by their titles, of all chapters; what is below them folds with them.
+FOLDED = {
+    "check": [
+        r"The check\b.*",
+        r"Against .*",
+        r"To transformers and back",
+        r"With the cache and without: the same",
+        r"A text-only Llama",
+        r"Memory, measured",
+        r"Beside PEFT",
+    ],
+    "plumbing": [
+        r"A constant that should be a setting",
+        r"A file from somebody else",
+        r"A stream never shows half a character",
+        r"A \.pth file",
+        r"Files",
+        r"Leaving masked tiles out changes nothing",
+        r"Memory while loading",
+        r"Opening a file as a viewer shows it",
+        r"Reading it",
+        r"Saving",
+        r"Scoring a text",
+        r"Several processes, and in which numbers",
+        r"Text beside images in one batch",
+        r"The folder",
+        r"Very long texts",
+        r"What cannot be done",
+        r"What cannot be used",
+        r"What logits_at saves",
+    ],
+}
+NAMES = {"check": "A check", "plumbing": "Plumbing"}
+
+
+def kind_of(title: str) -> str | None:
+    for kind, patterns in FOLDED.items():
+        if any(re.fullmatch(pattern, title) for pattern in patterns):
+            return kind
+    return None
+
+
+def counted(root: nodes.Node) -> tuple[int, int]:
+    """(words of prose, lines of code that a reader reads) below a node."""
+    words = lines = 0
+    for node in root.findall(nodes.Text):
+        if not inside(node, root, nodes.literal_block):
+            words += len(node.astext().split())
+    for cell in root.findall(nodes.container):
+        if cell.get("nb_element") == "cell_code_source":
+            lines += sum(b.astext().count("\n") + 1 for b in cell.findall(nodes.literal_block))
+    return words, lines
+
+
+def inside(node: nodes.Node, root: nodes.Node, kind: type) -> bool:
+    while (node := node.parent) is not None and node is not root:
+        if isinstance(node, kind):
+            return True
+    return False
+
+
+def minutes(words: int, lines: int) -> float:
+    return words / 200 + lines / 20
+
+
+def fold(app, doctree):
+    if not app.env.docname.startswith("notebooks/"):
+        return
+    whole = minutes(*counted(doctree))
+    folded = 0.0
+    for section in list(doctree.findall(nodes.section)):
+        if any(p.get("folded") for p in parents(section)):
+            continue
+        title = next(iter(section.findall(nodes.title)))
+        kind = kind_of(title.astext())
+        if kind is None:
+            continue
+        section["folded"] = True
+        words, lines = counted(section)
+        folded += minutes(words, lines)
+        told = f"{NAMES[kind]}: {words:,} words, {lines} lines of code, "
+        told += f"about {max(1, round(minutes(words, lines)))} minutes"
+        place = section.index(title) + 1
+        opening = f'<details class="track track-{kind}"><summary>{told}</summary>'
+        section.insert(place, nodes.raw("", opening, format="html"))
+        section += nodes.raw("", "</details>", format="html")
+    title = next(iter(doctree.findall(nodes.title)), None)
+    if title is None:
+        return
+    text = f"About {round(whole - folded)} minutes to read"
+    if folded:
+        text += f", and {round(folded)} more for the checks and the plumbing, which are folded"
+    line = nodes.paragraph("", f"{text}.", classes=["reading-time"])
+    title.parent.insert(title.parent.index(title) + 1, line)
+
+
+def parents(node: nodes.Node):
+    while (node := node.parent) is not None:
+        if isinstance(node, nodes.section):
+            yield node
+
+
+def setup(app):
+    # Before the glossary links its terms: a fold changes nothing in the text.
+    app.connect("doctree-read", fold, priority=400)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
