@@ -57,13 +57,15 @@ PAGE := _build/html/index.html
 SOURCES := $(shell find _config.yml _toc.yml book notebooks mllama_lite tools/live.py tools/pages.py \
   -type f -not -path '*/packed/*' -not -path '*/__pycache__/*' -not -path '*/.*')
 
-# --all: pages that have not changed would keep their warnings to themselves.
+# --all: pages that have not changed would keep their warnings to themselves. The listings of
+# modules are written only where there are none, or older ones.
 book: check
 	$(MAKE) --no-print-directory -W _config.yml $(PAGE)
 	@echo "The book is built. Open $(CURDIR)/$(PAGE)"
 
 $(PAGE): $(STAMP) $(SOURCES)
 	$(BIN)/python tools/live.py book/assets/live/packed
+	rm -rf _build/html/_modules
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
 	$(BIN)/python tools/pages.py _build/html || { rm -f $@; exit 1; }
 	@touch $@
