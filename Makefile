@@ -52,16 +52,27 @@ $(STAMP): requirements.txt pyproject.toml
 
 .venv: $(STAMP)
 
-# --all: pages that have not changed would keep their warnings to themselves.
+# What pages are made of; tests/test_site.py has the same list.
+PAGE := _build/html/index.html
+SOURCES := $(shell find _config.yml _toc.yml book notebooks mllama_lite tools/live.py tools/pages.py \
+  -type f -not -path '*/packed/*' -not -path '*/__pycache__/*' -not -path '*/.*')
+
+# --all: pages that have not changed would keep their warnings to themselves. The listings of
+# modules are written only where there are none, or older ones.
 book: check
+	$(MAKE) --no-print-directory -W _config.yml $(PAGE)
+	@echo "The book is built. Open $(CURDIR)/$(PAGE)"
+
+$(PAGE): $(STAMP) $(SOURCES)
 	$(BIN)/python tools/live.py book/assets/live/packed
+	rm -rf _build/html/_modules
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
-	$(BIN)/python tools/pages.py _build/html
-	@echo "The book is built. Open $(CURDIR)/_build/html/index.html"
+	$(BIN)/python tools/pages.py _build/html || { rm -f $@; exit 1; }
+	@touch $@
 
 # Two runs, because the notebooks need a plugin of their own; --dist loadfile keeps the
 # cells of one notebook in one kernel.
-test: $(STAMP)
+test: $(STAMP) $(PAGE)
 	$(BIN)/python -m pytest tests -q -n $(WORKERS)
 	$(BIN)/python -m pytest -p tests.outputs notebooks -q -n $(WORKERS) --dist loadfile
 

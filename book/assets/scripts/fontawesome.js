@@ -1,0 +1,1 @@
+// Takes the place of the theme's script, which draws the icons a second time: see _config.yml.

@@ -1,0 +1,126 @@
+"""The built book in a browser: axe finds nothing, the console is silent, focus shows.
+
+Needs _build/html as `make book` leaves it, newer than what it is made of.
+"""
+
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SITE = ROOT / "_build" / "html"
+# As in the Makefile, without what is made while a book is built or used.
+SOURCES = "_config.yml _toc.yml book notebooks mllama_lite tools/live.py tools/pages.py"
+
+
+# Pages that the table of contents names, and one of each kind that Sphinx adds.
+PAGES = [
+    "book/intro",
+    *(f"book/{path.stem}" for path in sorted((ROOT / "book").glob("*.md"))),
+    *(
+        f"notebooks/{path.stem}"
+        for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+    ),
+    *(
+        "genindex",
+        "py-modindex",
+        "search",
+        "_modules/index",
+        "_modules/mllama_lite/rope",
+    ),
+]
+
+
+def newest_source():
+    roots = [ROOT / name for name in SOURCES.split()]
+    paths = {p for root in roots for p in (root, *root.rglob("*")) if p.is_file()}
+    made = [p for p in paths if {"packed", "__pycache__"} & {*p.parts}]
+    hidden = [p for p in paths if "/." in str(p.relative_to(ROOT))]
+    return max(p.stat().st_mtime for p in paths - {*made, *hidden})
+
+
+@pytest.fixture(scope="module")
+def site():
+    page = SITE / "index.html"
+    if not page.is_file() or os.path.getmtime(page) < newest_source():
+        message = "NO BUILT BOOK: no page is tested, or only old ones; run `make book`"
+        warnings.warn(message, stacklevel=1)
+        pytest.skip(message)
+    return SITE
+
+
+@pytest.fixture
+def page(browser):
+    """A page that fails the test if a script fails or complains."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page, said = context.new_page(), []
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on(
+        "console",
+        lambda message: (
+            message.type in ("error", "warning") and said.append(message.text)
+        ),
+    )
+    yield page
+    context.close()
+    assert said == []
+
+
+def opened(page, site, name):
+    page.goto((site / f"{name}.html").as_uri())
+    page.wait_for_function(
+        "document.querySelectorAll('.math:not(:has(.katex))').length == 0"
+    )
+    return page
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(PAGES))
+def test_axe_finds_nothing_in_either_theme(page, site, name):
+    axe = pytest.importorskip("axe_playwright_python.base").AXE_SCRIPT
+    page = opened(page, site, name)
+    # Colours alone differ between the themes.
+    page.add_style_tag(content="* { transition: none !important }")
+    page.evaluate(axe)
+    for theme, rules in (("light", None), ("dark", ["color-contrast"])):
+        page.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
+        options = {"resultTypes": ["violations"]} | (
+            {"runOnly": rules} if rules else {}
+        )
+        found = page.evaluate("options => axe.run(document, options)", options)
+        assert [
+            (theme, v["id"], v["impact"], [n["target"] for n in v["nodes"]][:5])
+            for v in found["violations"]
+        ] == []
+    assert page.locator(".katex-error").count() == 0
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_what_has_the_keyboard_shows_it(page, site, theme):
+    """From Tab to Tab through the page's head, sidebar and first links."""
+    page = opened(page, site, "notebooks/03_attention")
+    page.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
+    seen = set()
+    for _ in range(45):
+        page.keyboard.press("Tab")
+        name, style, width = page.evaluate(
+            """() => { const a = document.activeElement, s = getComputedStyle(a);
+            return [a.getAttribute("aria-label") || a.title || a.innerText,
+                    s.outlineStyle, parseFloat(s.outlineWidth)]; }"""
+        )
+        assert style == "solid" and width >= 2, (name, style, width)
+        seen.add(name)
+    assert {"Search", "Download this page"} <= seen
+
+
+def test_print_shows_whole_lines_and_open_solutions(page, site):
+    page = opened(page, site, "notebooks/02_rope")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("article details:not([open])").count() == 0
+    page.emulate_media(media="print")
+    cut = page.evaluate(
+        """() => [...document.querySelectorAll(".bd-article pre")].filter(
+        p => p.scrollWidth > p.clientWidth + 1).map(p => p.innerText.slice(0, 60))"""
+    )
+    assert cut == []
