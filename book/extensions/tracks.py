@@ -59,7 +59,9 @@ def counted(root: nodes.Node) -> tuple[int, int]:
             words += len(node.astext().split())
     for cell in root.findall(nodes.container):
         if cell.get("nb_element") == "cell_code_source":
-            lines += sum(b.astext().count("\n") + 1 for b in cell.findall(nodes.literal_block))
+            lines += sum(
+                b.astext().count("\n") + 1 for b in cell.findall(nodes.literal_block)
+            )
     return words, lines
 
 
@@ -82,8 +84,8 @@ def fold(app, doctree):
     for section in list(doctree.findall(nodes.section)):
         if any(p.get("folded") for p in parents(section)):
             continue
-        title = next(iter(section.findall(nodes.title)))
-        kind = kind_of(title.astext())
+        title = section.next_node(nodes.title)
+        kind = kind_of(title.astext()) if title in section.children else None
         if kind is None:
             continue
         section["folded"] = True
@@ -95,7 +97,7 @@ def fold(app, doctree):
         opening = f'<details class="track track-{kind}"><summary>{told}</summary>'
         section.insert(place, nodes.raw("", opening, format="html"))
         section += nodes.raw("", "</details>", format="html")
-    title = next(iter(doctree.findall(nodes.title)), None)
+    title = doctree.next_node(nodes.title)
     if title is None:
         return
     text = f"About {round(whole - folded)} minutes to read"

@@ -10,7 +10,8 @@ import conftest
 PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Predict</title><body><section>
 <p>Before.</p>
 <div class="mllama-predict"><p>What comes?</p><ul><li>One.</li><li>Two.</li></ul></div>
-<p class="late">The result is in</p><div class="cell late">2</div><div class="cell late">two</div><p class="late">Two it was.</p>
+<p class="late">The result is in</p><div class="cell late">2</div><div class="cell late">two</div>
+<p class="late">Two it was.</p>
 <div class="cell">later</div><p>After.</p><section><h2>Next</h2></section></section>
 <script src="live/start.js"></script>
 """
