@@ -76,23 +76,44 @@ def opened(page, site, name):
     return page
 
 
+# Two elements of each kind that hold text, a kind being the tags and classes of an element and
+# of the two around it: the API page has fifteen thousand elements, and a minute's work.
+KINDS_OF_TEXT = """(() => {
+  const kinds = {}, kind = e => e ? `${e.tagName} ${e.getAttribute("class")} ${kind.up-- > 0
+    ? kind(e.parentElement) : ""}` : "";
+  return { include: [...document.body.querySelectorAll("*")].filter(e => {
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) return false;
+    if (!e.checkVisibility()) return false;
+    kind.up = 2;
+    const name = kind(e);
+    kinds[name] = (kinds[name] ?? 0) + 1;
+    return kinds[name] <= 2;
+  }) };
+})()"""
+
+
+def violations(page, context, options):
+    # Style sheets are not fetched a second time, which a browser refuses from a folder.
+    options = {"resultTypes": ["violations"], "preload": False, **options}
+    found = page.evaluate(f"options => axe.run({context}, options)", options)
+    return [
+        (v["id"], v["impact"], [node["target"] for node in v["nodes"]][:5])
+        for v in found["violations"]
+    ]
+
+
 @pytest.mark.parametrize("name", dict.fromkeys(PAGES))
 def test_axe_finds_nothing_in_either_theme(page, site, name):
     axe = pytest.importorskip("axe_playwright_python.base").AXE_SCRIPT
     page = opened(page, site, name)
-    # Colours alone differ between the themes.
     page.add_style_tag(content="* { transition: none !important }")
     page.evaluate(axe)
-    for theme, rules in (("light", None), ("dark", ["color-contrast"])):
+    rest = {"rules": {"color-contrast": {"enabled": False}}}
+    assert violations(page, "document", rest) == []
+    for theme in ("light", "dark"):  # only colours differ
         page.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
-        options = {"resultTypes": ["violations"]} | (
-            {"runOnly": rules} if rules else {}
-        )
-        found = page.evaluate("options => axe.run(document, options)", options)
-        assert [
-            (theme, v["id"], v["impact"], [n["target"] for n in v["nodes"]][:5])
-            for v in found["violations"]
-        ] == []
+        contrast = {"runOnly": ["color-contrast"]}
+        assert violations(page, KINDS_OF_TEXT, contrast) == [], theme
     assert page.locator(".katex-error").count() == 0
 
 
