@@ -79,7 +79,7 @@ def test_tolerances_are_small():
 # the code that turns one must not pass because the output was recorded anew.
 MEANT_FALSE = {
     "01_tokenizer": {"tokenizer-029"},
-    "02_rope": {"86cbc35a"},
+    "02_rope": {"7298281b", "86cbc35a"},
     "05_tiles": {"tm05a11"},
     "06_local_vision": {"f2769860"},
     "08_cross_attention": {"9377f037"},
