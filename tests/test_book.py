@@ -77,6 +77,21 @@ def test_every_message_on_the_page_of_trouble_is_one_of_the_code():
     assert [message for message in ours if message not in code] == []
 
 
+def test_no_rule_of_a_style_sheet_is_left_open():
+    sheets = [
+        p for p in (ROOT / "book" / "assets").rglob("*.css") if "vendor" not in p.parts
+    ]
+    assert len(sheets) >= 3
+    for sheet in sheets:
+        depth = 0
+        for mark in re.findall(
+            r"/\*|[{}]", re.sub(r"/\*.*?\*/", "", sheet.read_text(), flags=re.S)
+        ):
+            depth += {"{": 1, "}": -1, "/*": 9}[mark]
+            assert 0 <= depth <= 2, sheet.name
+        assert depth == 0, sheet.name
+
+
 def test_every_citation_is_in_the_bibliography():
     known = set(
         re.findall(r"@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text())
