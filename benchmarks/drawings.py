@@ -9,6 +9,7 @@ Single digits, three in a row, shapes stamped and shapes outlined with the pen.
 """
 
 import argparse
+import base64
 import hashlib
 import json
 import math
@@ -26,8 +27,6 @@ import live
 from mllama_lite.checkpoints.hub import find_folder
 from mllama_lite.small_model.scenes import COLOURS, SHAPES
 
-ROOT = Path(__file__).resolve().parent.parent
-ENGINE = ROOT / "book" / "assets" / "live"
 SIDE = 112  # of the page's paper
 
 
@@ -191,25 +190,22 @@ ANSWER = """async ({ marks, question }) => {
   await live.write(picture, question, {}, ({ piece }) => { text += piece; });
   return [text, picture.toDataURL()];
 }"""
-PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Live</title>
-<body><div class="mllama-live"></div><script src="live/start.js"></script></body></html>
-"""
 
 
 def measure(count, sheet=None):
     """For each group: (right, total), and what was taken for what."""
     results, mistakes = {}, {}
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        site = Path(folder)
-        shutil.copytree(ENGINE, site / "live", ignore=shutil.ignore_patterns("packed"))
-        live.main(site / "live" / "packed")
-        (site / "index.html").write_text(PAGE, encoding="utf-8")
+        live.write_site(Path(folder))
+        address = live.write_page(
+            Path(folder), "index", '<div class="mllama-live"></div>'
+        )
         found = shutil.which("chromium") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(
             executable_path=found, args=["--no-sandbox"]
         )
         page = browser.new_page()
-        page.goto((site / "index.html").as_uri())
+        page.goto(address)
         page.wait_for_selector("[data-live=ask]")
         for number, (group, marks, question, answer) in enumerate(cases(count)):
             got, picture = page.evaluate(ANSWER, {"marks": marks, "question": question})
@@ -218,8 +214,6 @@ def measure(count, sheet=None):
             if got != answer:
                 mistakes.setdefault(group, Counter())[f"{answer} read as {got}"] += 1
             if sheet:
-                import base64
-
                 name = f"{group.replace(' ', '_')}_{number}_{got == answer}.png"
                 (Path(sheet) / name).write_bytes(
                     base64.b64decode(picture.split(",")[1])

@@ -20,6 +20,8 @@ from types import ModuleType
 import pytest
 import torch
 
+import live
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "book" / "proven.md"
 FUZZ = ROOT / "tests" / "fuzz.json"
@@ -297,20 +299,14 @@ def browser():
         yield playwright.chromium.launch(executable_path=found, args=flags)
 
 
-FIGURES = ROOT / "book" / "assets" / "live"
-FIGURE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Figure</title>
-<body><div class="mllama-figure" data-figure="{name}"></div><script src="live/start.js"></script>
-"""
+FIGURE = '<div class="mllama-figure" data-figure="{name}"></div>'
 
 
 @pytest.fixture(scope="session")
-def figure_site(tmp_path_factory):
+def live_site(tmp_path_factory):
     """A folder with the engine, the figures and the packed model."""
-    import live
-
-    folder = tmp_path_factory.mktemp("figures")
-    shutil.copytree(FIGURES, folder / "live", ignore=shutil.ignore_patterns("packed"))
-    live.main(folder / "live" / "packed")
+    folder = tmp_path_factory.mktemp("live")
+    live.write_site(folder)
     return folder
 
 
@@ -323,6 +319,13 @@ class FigurePage:
     def values(self):
         """What the figure gives to `figure.values`."""
         return self.root.evaluate("root => root.figure.numbers()")
+
+    def computed(self):
+        """The same, once there is something: null while it computes."""
+        self.page.wait_for_function(
+            "root => root.figure.numbers() !== null", arg=self.root.element_handle()
+        )
+        return self.values()
 
     def words(self):
         return self.root.locator(".figure-words").inner_text()
@@ -346,16 +349,16 @@ class FigurePage:
 
 
 @pytest.fixture
-def figure(browser, figure_site):
+def figure(browser, live_site):
     """A function that opens a figure by its name; fails the test if a script fails."""
     context, said = browser.new_context(viewport={"width": 900, "height": 900}), []
 
     def opened(name):
-        (figure_site / f"{name}.html").write_text(FIGURE.format(name=name), "utf-8")
+        address = live.write_page(live_site, name, FIGURE.format(name=name))
         page = context.new_page()
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("console", lambda message: said.append(message.text))
-        page.goto((figure_site / f"{name}.html").as_uri())
+        page.goto(address)
         page.wait_for_selector(".mllama-figure[data-ready]")
         return FigurePage(page, page.locator(".mllama-figure"))
 

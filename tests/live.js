@@ -1,22 +1,22 @@
 "use strict";
 // Runs the page's engine in Node for tests/test_live.py: a line of JSON in, a line out.
 // Started as: node live.js <folder of the engine> <folder of the packed model>
-const fs = require("fs"), path = require("path"), readline = require("readline"), vm = require("vm");
+const crypto = require("crypto"), fs = require("fs"), path = require("path");
+const readline = require("readline"), vm = require("vm");
 
 const [engine, packed] = process.argv.slice(2);
 const run = file => vm.runInThisContext(fs.readFileSync(file, "utf8"), { filename: file });
 run(path.join(engine, "start.js"));
-for (const name of mllamaScripts.engine) run(path.join(engine, `${name}.js`));
+for (const name of [...mllamaScripts.engine, "switches"]) run(path.join(engine, `${name}.js`));
 
 const bytes = text => new Uint8Array(Buffer.from(text, "base64"));
 const floats = array => Buffer.from(array.buffer, array.byteOffset, array.byteLength).toString("base64");
 const picture = ({ rgb, height, width }) => ({ rgb: bytes(rgb), height, width });
-let model, tensors, tokenizer, size;
+let model, digest, gates, tokenizer, size;
 const tokenizers = {};
 
 const commands = {
-  sums: () => Object.fromEntries([...tensors].map(([name, { data }]) =>
-    [name, data.reduce((sum, value) => sum + value, 0)])),
+  digest: () => digest,
   tokenizer: ({ path }) => {
     tokenizers.llama3 = new mllama.Tokenizer(fs.readFileSync(path, "utf8"));
     return true;
@@ -41,6 +41,15 @@ const commands = {
     return { pixelValues: floats(pixelValues), aspectRatioId, canvas };
   },
   probabilities: ({ logits, sampling }) => mllama.probabilities(Float32Array.from(logits), sampling),
+  // The logits after a question, with the model as the page's switches make it.
+  changed: ({ image, messages, changes }) => {
+    mllama.change(model, gates, changes);
+    const tiles = mllama.toTiles(picture(image), size, changes.stretched);
+    const logits = new mllama.Session(model).extend(
+      tokenizer.encodeChat(messages), [model.encodeImage(tiles)]);
+    mllama.change(model, gates, {});
+    return floats(logits);
+  },
   // Several questions about one list of images, which are encoded once.
   answers: ({ images, questions, keep }) => {
     const encoded = images.map(image => model.encodeImage(mllama.imageToTiles(picture(image), size)));
@@ -64,9 +73,13 @@ const commands = {
 (async () => {
   const started = process.hrtime.bigint();
   const read = mllama.readSafetensors;
-  mllama.readSafetensors = buffer => (tensors = read(buffer));
-  ({ model, tokenizer } = await mllama.load(name => run(path.join(packed, name))));
+  mllama.readSafetensors = buffer => {
+    digest = crypto.createHash("sha256").update(Buffer.from(buffer)).digest("hex");
+    return read(buffer);
+  };
+  ({ model, tokenizer } = await mllama.load(async name => run(path.join(packed, name))));
   tokenizers.small = tokenizer;
+  gates = mllama.gates(model);
   size = model.config.vision.image_size;
   console.log(JSON.stringify({ milliseconds: Number(process.hrtime.bigint() - started) / 1e6 }));
   for await (const line of readline.createInterface({ input: process.stdin })) {

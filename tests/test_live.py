@@ -1,6 +1,7 @@
 """The page's engine, plain JavaScript in book/assets/live, against the package it mirrors."""
 
 import base64
+import hashlib
 import json
 import random
 import re
@@ -16,6 +17,7 @@ import live
 import reference
 from mllama_lite import image_to_tiles, load
 from mllama_lite.attention_maps import look
+from mllama_lite.checkpoints.hub import find_folder
 from mllama_lite.cross_attention import visible_ranges
 from mllama_lite.generation import Sampling, probabilities
 from mllama_lite.rope import (
@@ -30,8 +32,6 @@ from mllama_lite.tiles import canvases, choose_canvas, resized_size
 from mllama_lite.tokenizer import ImagePart
 from test_tokenizer import fuzzed_strings, real_strings
 
-ROOT = Path(__file__).resolve().parent.parent
-ENGINE = ROOT / "book" / "assets" / "live"
 LIMIT = 6_000_000  # bytes of engine and weights together
 
 
@@ -44,7 +44,7 @@ class Engine:
         )
         node, _ = driver.compute_driver_executable()
         self.process = subprocess.Popen(
-            [node, ROOT / "tests" / "live.js", ENGINE, packed],
+            [node, Path(__file__).parent / "live.js", live.LIVE, packed],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -61,10 +61,8 @@ class Engine:
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("packed")
-    live.main(folder)
-    return folder
+def packed(live_site):
+    return live_site / "live" / "packed"
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +110,7 @@ def scenes():
 
 
 def test_engine_and_weights_are_light_and_ask_no_host(packed):
-    engine = [path for path in ENGINE.glob("*.js")]
+    engine = [path for path in live.LIVE.glob("*.js")]
     assert len(engine) > 10
     weights = [p for p in packed.glob("*.js") if p.name != "index.js"]
     size = sum(path.stat().st_size for path in (*engine, *weights))
@@ -124,13 +122,9 @@ def test_engine_and_weights_are_light_and_ask_no_host(packed):
         ), path.name
 
 
-def test_what_is_packed_is_the_file_that_ships(engine, vlm):
-    """Every tensor is used by one logit or another; so the sums say enough."""
-    sums = engine("sums")
-    state = vlm.model.state_dict()
-    assert set(sums) == set(state)
-    for name, total in sums.items():
-        assert total == pytest.approx(state[name].double().sum().item(), abs=1e-6)
+def test_what_is_packed_is_the_file_that_ships(engine):
+    file = (find_folder() / "model.safetensors").read_bytes()
+    assert engine("digest") == hashlib.sha256(file).hexdigest()
 
 
 def test_tokenizer_of_the_page(engine, vlm, proof):
@@ -309,3 +303,75 @@ def test_looks_of_the_page(engine, vlm, scenes, proof):
             worst = max(worst, (mine - weights.flatten(1)).abs().max().item())
     inputs = "16 answers, all layers and heads"
     proof("Page's engine: where it looks", "the package", inputs, worst, 1e-4)
+
+
+def kept_late(self, x, num_real, keep=()):
+    """`VisionLayers.forward` with the states kept after their layers."""
+    kept = []
+    for i, layer in enumerate(self.layers):
+        x = layer(x, num_real)
+        if i in keep:
+            kept.append(x)
+    return x, kept
+
+
+def padding_unseen(self, x, num_real):
+    """`VisionAttention.forward` in which nothing looks at padding."""
+    query, key, value = (
+        p(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        for p in (self.q_proj, self.k_proj, self.v_proj)
+    )
+    real = key[:, :, :num_real], value[:, :, :num_real]
+    output = torch.nn.functional.scaled_dot_product_attention(query, *real)
+    return self.o_proj(output.transpose(1, 2).flatten(2))
+
+
+def test_switches_of_the_page(engine, vlm, scenes, proof, monkeypatch):
+    """Each changes the logits, and as the same change of the package does."""
+    layers = vlm.model.language_model.model.layers
+
+    def filled(image):
+        rows, columns = choose_canvas(image.height, image.width, 56)
+        return image.resize((56 * columns, 56 * rows), Image.Resampling.BILINEAR)
+
+    methods = {
+        "late": ("mllama_lite.local_vision.VisionLayers.forward", kept_late),
+        "masked": ("mllama_lite.local_vision.VisionAttention.forward", padding_unseen),
+        "rotary": ("mllama_lite.attention.apply_rope", apply_rope_interleaved),
+    }
+    every = [{name: True} for name in (*methods, "stretched")]
+    every += [{"drop": [i]} for i in range(7)] + [{"drop": [2, 5]}]
+    every += [
+        {"gates": {f"{part}{i}": 0.9}} for i in (1, 3, 5) for part in ("attn", "mlp")
+    ]
+    every += [{"gates": {"attn1": 0, "mlp5": -0.5}, "late": True}]
+    worst, least = 0.0, 1e9
+    for number, changes in enumerate(every):
+        image, questions = scenes[3 * number + 1]  # of each canvas
+        text, shown = questions[0].text, image
+        row = vlm.tokenizer.encode_chat(
+            [{"role": "user", "content": [ImagePart(), text]}]
+        )[0]
+        plain = vlm.logits(row, [image])[-1]
+        with monkeypatch.context() as patch:
+            for name in changes.keys() & methods.keys():
+                patch.setattr(*methods[name])
+            if "stretched" in changes:
+                shown = filled(image)
+            for index in changes.get("drop", ()):
+                patch.setattr(layers[index], "forward", lambda hidden, step: hidden)
+            for name, opening in changes.get("gates", {}).items():
+                gate = f"cross_attn_{name[:-1]}_gate"
+                value = torch.tensor([opening]).atanh()
+                patch.setattr(getattr(layers[int(name[-1])], gate), "data", value)
+            want = vlm.logits(row, [shown])[-1]
+        given = {"image": sent(image), "messages": asked(text), "changes": changes}
+        got = floats(engine("changed", **given))
+        worst = max(worst, (got - want).abs().max().item())
+        least = min(least, (want - plain).abs().max().item())
+    assert least > 1e-2
+    # And the model is as it was.
+    got = floats(engine("changed", **given | {"changes": {}}))
+    assert (got - plain).abs().max() < 1e-4
+    inputs = f"{len(every)} changes of model or picture"
+    proof("Page's engine: switches", "the package, changed", inputs, worst, 1e-4)

@@ -2,32 +2,25 @@
 
 import functools
 import http.server
-import shutil
 import threading
-from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import live
 from mllama_lite import load
 from mllama_lite.checkpoints.hub import find_folder
+from mllama_lite.rope import apply_rope_interleaved
 
-ENGINE = Path(__file__).resolve().parent.parent / "book" / "assets" / "live"
 FOLDER = find_folder()
 PICTURE = FOLDER / "pictures" / "mixed.png"
-PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Live</title>
-<body><div class="mllama-live"></div><script src="live/start.js"></script></body></html>
-"""
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """A folder with a page and all that it needs."""
-    folder = tmp_path_factory.mktemp("site")
-    shutil.copytree(ENGINE, folder / "live", ignore=shutil.ignore_patterns("packed"))
-    live.main(folder / "live" / "packed")
-    (folder / "index.html").write_text(PAGE, encoding="utf-8")
-    return folder
+def site(live_site):
+    """The folder of a page that holds the live model and nothing else."""
+    live.write_page(live_site, "index", '<div class="mllama-live"></div>')
+    return live_site
 
 
 @pytest.fixture
@@ -175,11 +168,10 @@ def said(vlm, picture):
 
 
 def test_every_switch_does_what_the_package_does(page, site, vlm):
-    """Each change, set by a link, gives the answer of the package changed in the same way."""
-    from PIL import Image
+    """Each change, set by a link, gives the answer of the package changed in the same way.
 
-    from mllama_lite import rope
-
+    tests/test_live.py compares the logits, of every switch.
+    """
     path = FOLDER / "pictures" / "digits.png"
     image, model = Image.open(path).convert("RGB"), vlm.model
     layers = model.language_model.model.layers
@@ -206,9 +198,8 @@ def test_every_switch_does_what_the_package_does(page, site, vlm):
     assert change(page, site, '{"shown":"wrong"}') == said(vlm, mixed)
     wide = image.resize((112, 56), Image.Resampling.BILINEAR)
     assert change(page, site, '{"stretched":true}') == said(vlm, wide)
-    attention = "mllama_lite.attention.apply_rope"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, rope.apply_rope_interleaved)
+        patch.setattr("mllama_lite.attention.apply_rope", apply_rope_interleaved)
         assert change(page, site, '{"rotary":true}') == said(vlm, path)
 
 

@@ -12,6 +12,7 @@ the lower ones; gzip, base64.
 import base64
 import gzip
 import json
+import shutil
 import struct
 import sys
 from pathlib import Path
@@ -49,6 +50,25 @@ def scripts(model: Path) -> dict[str, str]:
     }
     named = {f"{i}.js": f'mllama.pieces[{i}] = "{p}";\n' for i, p in enumerate(pieces)}
     return {"index.js": f"mllama.packed = {json.dumps(index)};\n", **named}
+
+
+LIVE = Path(__file__).resolve().parent.parent / "book" / "assets" / "live"
+PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Live</title>
+<body>{body}<script src="live/start.js"></script></body></html>
+"""
+
+
+def write_site(folder: Path) -> None:
+    """Put the scripts and the packed model into a folder, for a `write_page`."""
+    shutil.copytree(LIVE, folder / "live", ignore=shutil.ignore_patterns("packed"))
+    main(folder / "live" / "packed")
+
+
+def write_page(folder: Path, name: str, body: str) -> str:
+    """A page with nothing but a live model, figures or predictions; returns its address."""
+    path = folder / f"{name}.html"
+    path.write_text(PAGE.format(body=body), encoding="utf-8")
+    return path.as_uri()
 
 
 def main(target: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from docutils import nodes
 from sphinx import addnodes
 
-PLACE = (nodes.paragraph,)
 KEPT = (
     nodes.reference,
     nodes.literal,
@@ -42,7 +41,7 @@ def link_terms(app, doctree):
     for text in list(doctree.findall(nodes.Text)):
         if not left:
             break
-        if not isinstance(text.parent, PLACE) or inside(text, KEPT):
+        if not isinstance(text.parent, nodes.paragraph) or inside(text, KEPT):
             continue
         parts, end = [], 0
         for match in app.glossary_pattern.finditer(text):
@@ -67,7 +66,7 @@ def inside(node, kinds) -> bool:
 
 
 def link(app, term: str, shown: str):
-    reference = addnodes.pending_xref(
+    return addnodes.pending_xref(
         "",
         nodes.inline(shown, shown, classes=["glossary-term"]),
         refdoc=app.env.docname,
@@ -77,7 +76,6 @@ def link(app, term: str, shown: str):
         refexplicit=True,
         refwarn=True,
     )
-    return reference
 
 
 def read_terms(app):

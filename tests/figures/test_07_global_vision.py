@@ -136,14 +136,6 @@ def damage(encoder, changes):
     encoder.encode = without
 
 
-def computed(shown):
-    """The figure's numbers once it has them."""
-    shown.page.wait_for_function(
-        "() => document.querySelector('.mllama-figure').figure.numbers() !== null"
-    )
-    return shown.values()
-
-
 def test_vision_parts(figure, vlm, image):
     shown = figure("vision_parts")
     assert shown.values() is None and "Press the button" in shown.words()
@@ -160,7 +152,7 @@ def test_vision_parts(figure, vlm, image):
         changes = INTACT | changes
         for label, value in changes.items():
             shown.set(label, value)
-        got = computed(shown)
+        got = shown.computed()
         vlm.model.vision_model = copy.deepcopy(trained)
         damage(vlm.model.vision_model, changes)
         want = told(vlm, image)
@@ -181,9 +173,9 @@ def test_vision_parts_leaves_the_model_as_it_was(figure):
     shown.set(TILE, False)
     shown.set("Global gates", 30)
     shown.press("Ask the model")
-    assert min(computed(shown)["moved"]) > 0.1
+    assert min(shown.computed()["moved"]) > 0.1
     for label, value in INTACT.items():
         shown.set(label, value)
-    got = computed(shown)
+    got = shown.computed()
     assert got["moved"] == [0, 0, 0, 0] and got["now"] == got["whole"]
     assert "The encoder is whole: 384 of 384" in shown.words()

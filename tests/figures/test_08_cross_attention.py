@@ -129,14 +129,6 @@ def with_gates(vlm, shares, parts, run):
     return result
 
 
-def computed(shown):
-    """The figure's numbers once it has them."""
-    shown.page.wait_for_function(
-        "() => document.querySelector('.mllama-figure').figure.numbers() !== null"
-    )
-    return shown.values()
-
-
 def test_layer_gates(figure, vlm, image):
     shown = figure("layer_gates")
     assert shown.values() is None and "Press the button" in shown.words()
@@ -152,7 +144,7 @@ def test_layer_gates(figure, vlm, image):
         shown.set("Gates that are turned", turned)
         for layer, share in zip((1, 3, 5), shares):
             shown.set(f"Layer {layer}", share)
-        got = computed(shown)
+        got = shown.computed()
         message = {"role": "user", "content": [ImagePart(image), question]}
         prompt, _ = vlm.tokenizer.encode_chat([message])
         ids = vlm.generate(prompt, [image], 24)
@@ -182,17 +174,17 @@ def test_layer_gates_looks(figure, vlm, image):
     shown.press("Ask the model")
     question = "What is in the picture?"
     looks = look(vlm, question, image).weights[0]
-    closed = computed(shown)
+    closed = shown.computed()
     assert closed["looks"]["1"] == pytest.approx(
         looks[1][0].flatten().tolist(), abs=1e-4
     )
     far = torch.tensor(closed["looks"]["3"]) - looks[3][0].flatten()
     assert far.abs().max() > 0.05
     shown.set("Layer 1", 100)
-    computed(shown)
+    shown.computed()
     for token in (1, 5):
         shown.set("Token of the answer", token)
-        got = computed(shown)
+        got = shown.computed()
         assert got["token"] == token - 1
         for layer, weights in looks.items():
             want = weights[token - 1].flatten().tolist()
@@ -203,4 +195,4 @@ def test_layer_gates_looks(figure, vlm, image):
         "aria-label"
     )
     shown.root.locator("[data-token='2']").click()
-    assert computed(shown)["token"] == 2
+    assert shown.computed()["token"] == 2

@@ -6,9 +6,10 @@ import nbformat
 import pytest
 
 import conftest
+import live
 
 NOTEBOOKS = sorted((conftest.ROOT / "notebooks").glob("*.ipynb"))
-NAMES = sorted(path.stem for path in (conftest.FIGURES / "figures").glob("*.js"))
+NAMES = sorted(path.stem for path in (live.LIVE / "figures").glob("*.js"))
 PLACE = re.compile(r'<div class="mllama-figure" data-figure="(\w+)">(.*?)</div>', re.S)
 
 

@@ -6,24 +6,23 @@ import nbformat
 import pytest
 
 import conftest
+import live
 
-PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Predict</title><body><section>
+BODY = """<section>
 <p>Before.</p>
 <div class="mllama-predict"><p>What comes?</p><ul><li>One.</li><li>Two.</li></ul></div>
 <p class="late">The result is in</p><div class="cell late">2</div><div class="cell late">two</div>
 <p class="late">Two it was.</p>
 <div class="cell">later</div><p>After.</p><section><h2>Next</h2></section></section>
-<script src="live/start.js"></script>
 """
 
 
 @pytest.fixture
-def page(browser, figure_site):
-    path, said = figure_site / "predict.html", []
-    path.write_text(PAGE, encoding="utf-8")
+def page(browser, live_site):
+    address, said = live.write_page(live_site, "predict", BODY), []
     page = browser.new_page()
     page.on("pageerror", lambda error: said.append(str(error)))
-    page.goto(path.as_uri())
+    page.goto(address)
     page.wait_for_selector(".predict-buttons")
     yield page
     page.close()

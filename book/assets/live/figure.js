@@ -178,6 +178,11 @@
       this.tell = tell;
     }
 
+    // What is packed beside its weights: { config, tokenizer, pictures, ... }.
+    packed() {
+      return mllama.loadIndex(this.fetchPacked);
+    }
+
     // The trained model, { model, tokenizer, config }; it is loaded once a page.
     async model() {
       const progress = el("progress", { max: 1, value: 0, "aria-label": "Loading the model" });

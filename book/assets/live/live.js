@@ -2,8 +2,8 @@
 // The page around the model: a picture, a question, the answer as it is written, where each of
 // its tokens was looked up, and switches that change the model.
 (() => {
-  const { COLOURS, SHAPES, SIDE, SWITCHES, change, drawLook, el, fitted, gates, generate, loadOnce,
-    lookInWords, painted, pause, pixelsAreTrue, pixelsOf, showPaper, toTiles, watch } = mllama;
+  const { COLOURS, SHAPES, SIDE, SWITCHES, change, drawLook, el, fitted, gates, generate, loadIndex,
+    loadOnce, lookInWords, painted, pause, pixelsAreTrue, pixelsOf, showPaper, toTiles, watch } = mllama;
 
   const PICTURES = {
     digits: "Three digits in a row", mixed: "Digits and shapes", one: "A single digit",
@@ -224,10 +224,10 @@
     }
 
     async image(name) {
-      if (!mllama.packed) await this.fetchPacked("index.js");
+      const { pictures } = await loadIndex(this.fetchPacked);
       if (this.images[name]) return this.images[name];
       const image = new Image();
-      image.src = mllama.packed.pictures[name];
+      image.src = pictures[name];
       await image.decode();
       return (this.images[name] = image);
     }

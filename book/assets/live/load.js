@@ -17,11 +17,21 @@
     return file.buffer;
   }
 
+  // What is packed beside the weights, { config, tokenizer, pictures, ... }: fetched once.
+  let index = null;
+  async function loadIndex(fetchScript) {
+    index ??= fetchScript("index.js").catch(error => {
+      index = null;
+      throw error;
+    });
+    await index;
+    return mllama.packed;
+  }
+
   // fetchScript(name) loads a script of the folder `packed`; progress(share) is told how far
   // the weights are. Returns { model, tokenizer, config }.
   async function load(fetchScript, progress = () => {}) {
-    if (!mllama.packed) await fetchScript("index.js");
-    const { config, tokenizer, headerBytes, numPieces } = mllama.packed;
+    const { config, tokenizer, headerBytes, numPieces } = await loadIndex(fetchScript);
     progress(0);
     for (let i = 0; i < numPieces; i++) {
       if (!mllama.pieces[i]) await fetchScript(`${i}.js`);
@@ -44,5 +54,5 @@
     return loaded;
   }
 
-  Object.assign(mllama, { load, loadOnce });
+  Object.assign(mllama, { load, loadIndex, loadOnce });
 })();

@@ -114,5 +114,5 @@
     };
   }
 
-  Object.assign(mllama, { canvases, chooseCanvas, resizedSize, resize, imageToTiles, pasteAndCut });
+  Object.assign(mllama, { CLIP_MEAN, CLIP_STD, canvases, chooseCanvas, resizedSize, resize, imageToTiles, pasteAndCut });
 })();

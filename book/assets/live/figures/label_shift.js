@@ -14,7 +14,7 @@ mllama.figure("label_shift", figure => {
   const LATER = { question: "How many digits are there?", answer: "3" };
 
   let tokenizer = null, live = null, vision = null, busy = false, shown = null;
-  const packed = mllama.packed ? Promise.resolve() : figure.fetchPacked("index.js");
+  const packed = figure.packed();
   const fit = () => {  // the slider ends with the text
     if (!tokenizer) return;
     place.input.max = encoded().tokens.length - 1;

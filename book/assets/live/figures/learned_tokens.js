@@ -13,7 +13,7 @@ mllama.figure("learned_tokens", figure => {
 
   let tokenizer = null;
   const fetched = async () => {
-    if (!mllama.packed) await figure.fetchPacked("index.js");
+    await figure.packed();
     tokenizer = new mllama.Tokenizer(mllama.packed.tokenizer);
     fitted();
     place.value = sample().labels.findIndex(label => label !== SKIPPED);

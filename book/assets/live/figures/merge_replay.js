@@ -94,7 +94,7 @@ mllama.figure("merge_replay", figure => {
   });
 
   (async () => {
-    if (!mllama.packed) await figure.fetchPacked("index.js");
+    await figure.packed();
     ({ ranks } = new mllama.Tokenizer(mllama.packed.tokenizer));
     fit();
   })();

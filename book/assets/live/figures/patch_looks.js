@@ -70,7 +70,7 @@ mllama.figure("patch_looks", figure => {
 
   async function update() {
     const mine = ++run, name = PICTURES[chosen.value];
-    if (!mllama.packed) await figure.fetchPacked("index.js");
+    await figure.packed();
     images[name] ??= el("img", { src: mllama.packed.pictures[name] });
     await images[name].decode();
     if (mine !== run) return;

@@ -4,7 +4,7 @@
 mllama.figure("tile_strip", figure => {
   const { canvases, chooseCanvas, el, pasteAndCut, pixelsOf, resize, resizedSize } = mllama;
   const TILE = 56, QUESTION = "What is in the picture?";
-  const MEAN = [0.48145466, 0.4578275, 0.40821073], STD = [0.26862954, 0.26130258, 0.27577711];
+  const { CLIP_MEAN: MEAN, CLIP_STD: STD } = mllama;
   const PICTURES = { "A single digit": "one", "Digits and shapes": "mixed", "Three digits": "digits",
     "A tall picture": "tall", "Your own": "own" };
   const MISTAKES = { "Stretched to fill the canvas": "stretched", "Shrunk without antialiasing": "plain",
@@ -70,7 +70,7 @@ mllama.figure("tile_strip", figure => {
     const mine = ++run, name = PICTURES[chosen.value];
     const names = Object.values(MISTAKES).filter((_, i) => boxes[i].value);
     box.style.display = name === "own" ? "" : "none";
-    if (!mllama.packed) await figure.fetchPacked("index.js");
+    await figure.packed();
     if (name !== "own") images[name] ??= el("img", { src: mllama.packed.pictures[name] });
     if (images[name]) await images[name].decode();
     if (mine !== run) return;

@@ -77,7 +77,7 @@ mllama.figure("typed_tokens", figure => {
   });
 
   (async () => {
-    if (!mllama.packed) await figure.fetchPacked("index.js");
+    await figure.packed();
     tokenizer = new mllama.Tokenizer(mllama.packed.tokenizer);
     figure.redraw();
   })();
