@@ -6,7 +6,7 @@ const mllamaScripts = {
     "arithmetic", "tokenizer", "rope", "attention", "decoder", "tiles", "local_vision",
     "global_vision", "cross_attention", "model", "generation", "attention_maps", "load",
   ],
-  page: ["page", "switches", "paper", "looks", "live", "figure", "predict"],
+  page: ["page", "switches", "paper", "looks", "live", "figure", "predict", "exercise"],
 };
 
 if (typeof document === "object") {
@@ -29,6 +29,10 @@ if (typeof document === "object") {
     const fetchPacked = name => fetchScript(`packed/${name}`);
     for (const root of document.querySelectorAll(".mllama-live")) mllama.mountLive(root, fetchPacked);
     document.querySelectorAll(".mllama-predict").forEach(mllama.mountPredict);
+    const exercises = [...document.querySelectorAll(".mllama-exercise")];
+    for (const chapter of new Set(exercises.map(root => root.dataset.chapter)))
+      await fetchScript(`exercises/${chapter}.js`);
+    exercises.forEach(mllama.mountExercise);
     for (const root of document.querySelectorAll(".mllama-figure")) {
       await fetchScript(`figures/${root.dataset.figure}.js`);
       mllama.mountFigure(root, fetchPacked);
