@@ -35,7 +35,7 @@ def heads_repeated_as_a_block():
     "causal-with-a-cache",
     "The kernel's own causal mask is used with a cache as well: it puts the first query "
     "beside the first key, although the queries are the last of the tokens.",
-    "tests/test_parts.py::test_self_attention",
+    "tests/test_inference.py::test_conversation_reuses_its_caches",
 )
 def causal_with_a_cache():
     def wrong(query, key, value, mask=None, causal=False):
