@@ -282,6 +282,15 @@ def test_exif_rotation(orientation):
     )
 
 
+def test_a_picture_that_was_opened_may_be_opened_again():
+    """The tag that says how to turn it is gone, so that nobody turns it twice."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    once = open_image(saved(gradient(), "PNG", exif=exif))
+    assert once.size == (20, 40)
+    assert np.array_equal(np.asarray(open_image(once)), np.asarray(once))
+
+
 def test_transparency_is_laid_on_white():
     clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     half = Image.new("LA", (4, 4), (0, 128))
