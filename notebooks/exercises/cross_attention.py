@@ -192,7 +192,8 @@ def folded_layer(fold):
             folded = fold(layer)
         expect(isinstance(folded, CrossAttentionLayer), "it returns no layer")
         same = all(torch.equal(p, before[n]) for n, p in layer.state_dict().items())
-        expect(same and folded is not layer, "the layer that it was given has changed")
+        expect(folded is not layer, "it returns the layer that it was given, no copy")
+        expect(same, "the layer that it was given has changed")
         norm = folded.cross_attn.q_norm.weight
         expect(norm.eq(1).all(), "the norm of the queries still has weights")
         for name in ("attn", "mlp"):
