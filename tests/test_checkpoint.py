@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import cases
 import reference
-from mllama_lite.checkpoints import loading
+from mllama_lite.checkpoints import loading, tensor_files
 from mllama_lite.checkpoints.configs import (
     config_from_hub,
     config_from_meta,
@@ -404,6 +404,15 @@ def test_readers_equal_the_libraries(hub, meta_folder):
     index = read_pth_index(meta_folder / "consolidated.pth")
     for name, tensor in torch.load(meta_folder / "consolidated.pth").items():
         assert torch.equal(index[name].read(), tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tensor_larger_than_the_buffer(trio, hub, dtype, monkeypatch):
+    """Read in pieces, each from its place in the file; most of the 11B's matrices are."""
+    monkeypatch.setattr(tensor_files, "CHUNK", 100)
+    loaded = dict(load_model(hub, dtype=dtype)[0].named_parameters())
+    for name, parameter in trio[2].named_parameters():
+        assert torch.equal(loaded[name], parameter.to(dtype)), name
 
 
 def test_dtypes(trio, hub):
