@@ -308,13 +308,15 @@ def normalise(notebook) -> None:
     language = notebook.metadata.get("language_info", {})
     language.pop("version", None)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    kept = {"kernelspec": kernel, "language_info": language}
-    if "widgets" in notebook.metadata:
-        kept["widgets"] = notebook.metadata["widgets"]
-    notebook.metadata = nbformat.from_dict(kept)
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": kernel, "language_info": language}
+    )
     for cell in notebook.cells:
         for key in VOLATILE:
             cell.metadata.pop(key, None)
+        # Controls need a kernel; a page that is read shows what they say of themselves.
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(WIDGET, None)
 
 
 def in_palette(png: bytes) -> bytes:
@@ -350,7 +352,6 @@ def shrink_pictures(notebook) -> None:
 def run(path: Path, root: Path) -> list[str]:
     """Run a notebook in a fresh kernel; store it and export from it if every cell passed."""
     notebook = read(path)
-    notebook.metadata.pop("widgets", None)
     client = NotebookClient(
         notebook,
         timeout=600,
