@@ -145,3 +145,26 @@ def test_print_shows_whole_lines_and_open_solutions(page, site):
         p => p.scrollWidth > p.clientWidth + 1).map(p => p.innerText.slice(0, 60))"""
     )
     assert cut == []
+
+
+def test_without_scripts_a_figure_is_a_picture_and_a_text(browser, site):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((site / "notebooks/02_rope.html").as_uri())
+    figure = page.locator("[data-figure=rope_clock]")
+    figure.scroll_into_view_if_needed()
+    picture = figure.locator("img")
+    assert picture.bounding_box()["width"] > 100
+    assert len(figure.inner_text().split()) > 20
+    context.close()
+
+
+def test_the_map_leads_to_every_chapter(page, site):
+    page = opened(page, site, "notebooks/03_attention")
+    links = page.locator("svg[aria-label='Map of the model'] a").evaluate_all(
+        "links => links.map(link => link.href.baseVal)"
+    )
+    chapters = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+    assert sorted(links) == [f"{path.stem}.html" for path in chapters]
+    page.click("svg[aria-label='Map of the model'] a[href='05_tiles.html']")
+    assert page.url.endswith("notebooks/05_tiles.html")
