@@ -22,6 +22,7 @@ import io
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -349,9 +350,25 @@ def shrink_pictures(notebook) -> None:
                 data["image/png"] = base64.b64encode(in_palette(png)).decode()
 
 
+# Run last, and not kept: what a run of the notebook took.
+TOOK = """
+import json, os, platform, resource, sys
+from importlib.metadata import version
+torch = sys.modules.get("torch")
+print(json.dumps({
+    "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000,
+    "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    "threads": torch.get_num_threads() if torch else 1,
+    "python": platform.python_version(),
+    "torch": version("torch"),
+}))
+"""
+
+
 def run(path: Path, root: Path) -> list[str]:
     """Run a notebook in a fresh kernel; store it and export from it if every cell passed."""
-    notebook = read(path)
+    notebook, begin = read(path), time.monotonic()
+    notebook.cells.append(nbformat.v4.new_code_cell(TOOK))
     client = NotebookClient(
         notebook,
         timeout=600,
@@ -365,9 +382,14 @@ def run(path: Path, root: Path) -> list[str]:
         client.execute()
     except (CellExecutionError, CellTimeoutError) as error:
         return [f"{path.name}: a cell failed, nothing was written.\n{error}"]
+    took = json.loads(notebook.cells.pop().outputs[0].text)
+    took = {"seconds": round(time.monotonic() - begin), **took}
     normalise(notebook)
     shrink_pictures(notebook)
-    notebook.metadata["mllama_lite"] = {"source_sha256": source_hash(notebook)}
+    notebook.metadata["mllama_lite"] = {
+        "source_sha256": source_hash(notebook),
+        "took": took,
+    }
     if problems := run_problems(notebook):
         return [f"{path.name}: {p}; nothing was written" for p in problems]
     only = set(exported(notebook, path.name))

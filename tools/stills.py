@@ -22,13 +22,16 @@ NUMBER = re.compile(r"-?\d+\.\d{3,}(?:e-?\d+)?")
 GAP = 20  # between drawings, in their units
 
 # All drawings of a figure: [width, height, their SVG]. A canvas becomes a picture.
-DRAWINGS = """root => [...root.querySelectorAll(".figure-panels > svg, .figure-panels canvas")].map(one => {
+DRAWINGS = """root => [
+  ...root.querySelectorAll(".figure-panels > svg, .figure-panels canvas")
+].map(one => {
   if (one.tagName === "CANVAS") {
     const [w, h] = [one.width, one.height];
     return [w, h, `<image width="${w}" height="${h}" href="${one.toDataURL()}"/>`];
   }
   const { width, height } = one.viewBox.baseVal;
-  return [width, height, [...one.children].map(e => new XMLSerializer().serializeToString(e)).join("")];
+  const written = [...one.children].map(e => new XMLSerializer().serializeToString(e));
+  return [width, height, written.join("")];
 })"""
 
 
