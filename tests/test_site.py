@@ -6,6 +6,7 @@ Needs _build/html as `make book` leaves it, newer than what it is made of.
 import os
 import warnings
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import pytest
 
@@ -168,3 +169,37 @@ def test_the_map_leads_to_every_chapter(page, site):
     assert sorted(links) == [f"{path.stem}.html" for path in chapters]
     page.click("svg[aria-label='Map of the model'] a[href='05_tiles.html']")
     assert page.url.endswith("notebooks/05_tiles.html")
+
+
+@pytest.mark.parametrize(
+    "question,first,among",
+    [
+        ("128256", None, "notebooks/01_tokenizer.html"),
+        ("128,256", None, "notebooks/01_tokenizer.html"),
+        ("aspect ratio", None, "notebooks/05_tiles.html"),
+        ("grouped_attention", None, "notebooks/03_attention.html"),
+        ("canvas", "book/glossary.html", "notebooks/05_tiles.html"),
+        ('"attention sink"', "book/glossary.html", "notebooks/06_local_vision.html"),
+    ],
+)
+def test_search_finds_sections(page, site, question, first, among):
+    page.goto(f"{(site / 'search.html').as_uri()}?q={quote(question)}")
+    page.wait_for_selector("#search-results li")
+    links = page.locator("#search-results li a").evaluate_all(
+        "links => links.map(link => link.getAttribute('href'))"
+    )
+    assert all("#" in link for link in links)  # a place on a page
+    assert any(link.startswith(among) for link in links), links
+    assert first is None or links[0].startswith(first), links[:3]
+    marked = page.locator("#search-results mark").first.inner_text()
+    assert marked.lower().replace(",", "") in question.replace(",", "").replace('"', "")
+    page.locator("#search-results li a").first.click()
+    name, place = page.url.split("/")[-1].split("#")
+    assert page.locator(f"[id='{unquote(place)}']").count() == 1, name
+
+
+def test_search_finds_nothing_calmly(page, site):
+    page.goto(f"{(site / 'search.html').as_uri()}?q=qqzzqq")
+    assert "0 sections" in page.locator("#search-results").inner_text()
+    page.goto((site / "search.html").as_uri())
+    assert page.locator("#search-results").inner_text() == ""

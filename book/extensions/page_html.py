@@ -78,7 +78,9 @@ def with_still(match, pathto):
     if not picture.is_file():
         return match[0]
     source = pathto(f"_static/stills/{picture.name}", 1)
-    return f'{match[1]}<img loading="lazy" alt="" src="{source}">{match[3]}'
+    return (
+        f'{match[1]}<img class="still" loading="lazy" alt="" src="{source}">{match[3]}'
+    )
 
 
 def is_used(asset, body):
