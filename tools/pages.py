@@ -1,9 +1,9 @@
 """Check the built book, as far as no browser is needed.
 
 No page asks another host for anything; every picture has words (the still picture of a figure
-stands below its text), and waits until it is near unless it is the first; every page has the book's icon and name, KaTeX only if it has formulas,
-no icon that the font lacks, and at most 1.5 MB before a picture is scrolled to or the model
-is asked.
+stands below its text), and waits until it is near unless it is the first; every page has the
+book's icon and name, KaTeX only if it has formulas, no icon that the font lacks, and at most
+1.5 MB before a picture is scrolled to or the model is asked.
 
 python tools/pages.py _build/html
 """
