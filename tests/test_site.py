@@ -5,6 +5,7 @@ Needs _build/html as `make book` leaves it, newer than what it is made of.
 
 import os
 import warnings
+import zipfile
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -13,7 +14,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "_build" / "html"
 # As in the Makefile, without what is made while a book is built or used.
-SOURCES = "_config.yml _toc.yml book notebooks mllama_lite tools/live.py tools/pages.py"
+SOURCES = (
+    "_config.yml _toc.yml book notebooks mllama_lite tools/live.py tools/bundle.py "
+    "tools/pages.py"
+)
 
 
 # Pages that the table of contents names, and one of each kind that Sphinx adds.
@@ -203,3 +207,17 @@ def test_search_finds_nothing_calmly(page, site):
     assert "0 sections" in page.locator("#search-results").inner_text()
     page.goto((site / "search.html").as_uri())
     assert page.locator("#search-results").inner_text() == ""
+
+
+def test_the_archive_of_notebooks_is_linked_and_whole(page, site):
+    page = opened(page, site, "book/setup")
+    link = page.locator("a[href$='notebooks.zip']").get_attribute("href")
+    with zipfile.ZipFile((site / "book" / link).resolve()) as archive:
+        names = set(archive.namelist())
+    for path in (ROOT / "notebooks").rglob("*"):
+        if (
+            path.suffix in (".ipynb", ".py", ".json", ".png")
+            and "." not in path.parent.name
+        ):
+            assert f"llama-vision/{path.relative_to(ROOT)}" in names
+    assert "llama-vision/mllama_lite/small/model.safetensors" in names
