@@ -54,7 +54,7 @@ $(STAMP): requirements.txt pyproject.toml
 
 # What pages are made of; tests/test_site.py has the same list.
 PAGE := _build/html/index.html
-SOURCES := $(shell find _config.yml _toc.yml book notebooks mllama_lite tools/live.py tools/pages.py \
+SOURCES := $(shell find _config.yml _toc.yml book notebooks mllama_lite tools/live.py tools/bundle.py tools/pages.py \
   -type f -not -path '*/packed/*' -not -path '*/__pycache__/*' -not -path '*/.*')
 
 # --all: pages that have not changed would keep their warnings to themselves. The listings of
@@ -67,6 +67,7 @@ $(PAGE): $(STAMP) $(SOURCES)
 	$(BIN)/python tools/live.py book/assets/live/packed
 	rm -rf _build/html/_modules
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
+	$(BIN)/python tools/bundle.py _build/html/_static/notebooks.zip
 	$(BIN)/python tools/pages.py _build/html || { rm -f $@; exit 1; }
 	@touch $@
 

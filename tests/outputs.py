@@ -29,6 +29,7 @@ NUMBER = re.compile(
 SPACES = re.compile(r"^ +| +$")
 LIMIT = " (limit "
 PICTURES = ("image/png", "image/jpeg")
+WIDGET = "application/vnd.jupyter.widget-view+json"  # never stored
 # Seconds for a kernel to start, and to hand over an output: a machine may be busy.
 PATIENCE = 300
 
@@ -78,12 +79,16 @@ class Cell(IPyNbCell):
 
 
 def without_pictures(output: dict) -> dict:
-    """An output whose PNG and JPEG say only that they are there.
+    """An output whose PNG and JPEG say only that they are there, and without controls.
 
     To look for paths in their base64 would take minutes: each slash may begin one.
     """
     data = output.get("data", {}).items()
-    short = {mime: "" if mime in PICTURES else content for mime, content in data}
+    short = {
+        mime: "" if mime in PICTURES else content
+        for mime, content in data
+        if mime != WIDGET
+    }
     return output | {"data": short} if data else output
 
 

@@ -5,14 +5,19 @@ Needs _build/html as `make book` leaves it, newer than what it is made of.
 
 import os
 import warnings
+import zipfile
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "_build" / "html"
 # As in the Makefile, without what is made while a book is built or used.
-SOURCES = "_config.yml _toc.yml book notebooks mllama_lite tools/live.py tools/pages.py"
+SOURCES = (
+    "_config.yml _toc.yml book notebooks mllama_lite tools/live.py tools/bundle.py "
+    "tools/pages.py"
+)
 
 
 # Pages that the table of contents names, and one of each kind that Sphinx adds.
@@ -145,3 +150,74 @@ def test_print_shows_whole_lines_and_open_solutions(page, site):
         p => p.scrollWidth > p.clientWidth + 1).map(p => p.innerText.slice(0, 60))"""
     )
     assert cut == []
+
+
+def test_without_scripts_a_figure_is_a_picture_and_a_text(browser, site):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((site / "notebooks/02_rope.html").as_uri())
+    figure = page.locator("[data-figure=rope_clock]")
+    figure.scroll_into_view_if_needed()
+    picture = figure.locator("img")
+    assert picture.bounding_box()["width"] > 100
+    assert len(figure.inner_text().split()) > 20
+    context.close()
+
+
+def test_the_map_leads_to_every_chapter(page, site):
+    page = opened(page, site, "notebooks/03_attention")
+    links = page.locator("svg[aria-label='Map of the model'] a").evaluate_all(
+        "links => links.map(link => link.href.baseVal)"
+    )
+    chapters = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+    assert sorted(links) == [f"{path.stem}.html" for path in chapters]
+    page.click("svg[aria-label='Map of the model'] a[href='05_tiles.html']")
+    assert page.url.endswith("notebooks/05_tiles.html")
+
+
+@pytest.mark.parametrize(
+    "question,first,among",
+    [
+        ("128256", None, "notebooks/01_tokenizer.html"),
+        ("128,256", None, "notebooks/01_tokenizer.html"),
+        ("aspect ratio", None, "notebooks/05_tiles.html"),
+        ("grouped_attention", None, "notebooks/03_attention.html"),
+        ("canvas", "book/glossary.html", "notebooks/05_tiles.html"),
+        ('"attention sink"', "book/glossary.html", "notebooks/06_local_vision.html"),
+    ],
+)
+def test_search_finds_sections(page, site, question, first, among):
+    page.goto(f"{(site / 'search.html').as_uri()}?q={quote(question)}")
+    page.wait_for_selector("#search-results li")
+    links = page.locator("#search-results li a").evaluate_all(
+        "links => links.map(link => link.getAttribute('href'))"
+    )
+    assert all("#" in link for link in links)  # a place on a page
+    assert any(link.startswith(among) for link in links), links
+    assert first is None or links[0].startswith(first), links[:3]
+    marked = page.locator("#search-results mark").first.inner_text()
+    assert marked.lower().replace(",", "") in question.replace(",", "").replace('"', "")
+    page.locator("#search-results li a").first.click()
+    name, place = page.url.split("/")[-1].split("#")
+    assert page.locator(f"[id='{unquote(place)}']").count() == 1, name
+
+
+def test_search_finds_nothing_calmly(page, site):
+    page.goto(f"{(site / 'search.html').as_uri()}?q=qqzzqq")
+    assert "0 sections" in page.locator("#search-results").inner_text()
+    page.goto((site / "search.html").as_uri())
+    assert page.locator("#search-results").inner_text() == ""
+
+
+def test_the_archive_of_notebooks_is_linked_and_whole(page, site):
+    page = opened(page, site, "book/setup")
+    link = page.locator("a[href$='notebooks.zip']").get_attribute("href")
+    with zipfile.ZipFile((site / "book" / link).resolve()) as archive:
+        names = set(archive.namelist())
+    for path in (ROOT / "notebooks").rglob("*"):
+        if (
+            path.suffix in (".ipynb", ".py", ".json", ".png")
+            and "." not in path.parent.name
+        ):
+            assert f"llama-vision/{path.relative_to(ROOT)}" in names
+    assert "llama-vision/mllama_lite/small/model.safetensors" in names

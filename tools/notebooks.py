@@ -22,6 +22,7 @@ import io
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -308,13 +309,15 @@ def normalise(notebook) -> None:
     language = notebook.metadata.get("language_info", {})
     language.pop("version", None)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    kept = {"kernelspec": kernel, "language_info": language}
-    if "widgets" in notebook.metadata:
-        kept["widgets"] = notebook.metadata["widgets"]
-    notebook.metadata = nbformat.from_dict(kept)
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": kernel, "language_info": language}
+    )
     for cell in notebook.cells:
         for key in VOLATILE:
             cell.metadata.pop(key, None)
+        # Controls need a kernel; a page that is read shows what they say of themselves.
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(WIDGET, None)
 
 
 def in_palette(png: bytes) -> bytes:
@@ -347,10 +350,25 @@ def shrink_pictures(notebook) -> None:
                 data["image/png"] = base64.b64encode(in_palette(png)).decode()
 
 
+# Run last, and not kept: what a run of the notebook took.
+TOOK = """
+import json, os, platform, resource, sys
+from importlib.metadata import version
+torch = sys.modules.get("torch")
+print(json.dumps({
+    "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000,
+    "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    "threads": torch.get_num_threads() if torch else 1,
+    "python": platform.python_version(),
+    "torch": version("torch"),
+}))
+"""
+
+
 def run(path: Path, root: Path) -> list[str]:
     """Run a notebook in a fresh kernel; store it and export from it if every cell passed."""
-    notebook = read(path)
-    notebook.metadata.pop("widgets", None)
+    notebook, begin = read(path), time.monotonic()
+    notebook.cells.append(nbformat.v4.new_code_cell(TOOK))
     client = NotebookClient(
         notebook,
         timeout=600,
@@ -364,9 +382,14 @@ def run(path: Path, root: Path) -> list[str]:
         client.execute()
     except (CellExecutionError, CellTimeoutError) as error:
         return [f"{path.name}: a cell failed, nothing was written.\n{error}"]
+    took = json.loads(notebook.cells.pop().outputs[0].text)
+    took = {"seconds": round(time.monotonic() - begin), **took}
     normalise(notebook)
     shrink_pictures(notebook)
-    notebook.metadata["mllama_lite"] = {"source_sha256": source_hash(notebook)}
+    notebook.metadata["mllama_lite"] = {
+        "source_sha256": source_hash(notebook),
+        "took": took,
+    }
     if problems := run_problems(notebook):
         return [f"{path.name}: {p}; nothing was written" for p in problems]
     only = set(exported(notebook, path.name))

@@ -1,9 +1,9 @@
 """Check the built book, as far as no browser is needed.
 
-No page asks another host for anything; every picture has words, and waits until it is near
-unless it is the first; every page has the book's icon and name, KaTeX only if it has formulas,
-no icon that the font lacks, and at most 1.5 MB before a picture is scrolled to or the model
-is asked.
+No page asks another host for anything; every picture has words (the still picture of a figure
+stands below its text), and waits until it is near unless it is the first; every page has the
+book's icon and name, KaTeX only if it has formulas, no icon that the font lacks, and at most
+1.5 MB before a picture is scrolled to or the model is asked.
 
 python tools/pages.py _build/html
 """
@@ -63,7 +63,7 @@ class Page(HTMLParser):
             self.said["icon"] = target
         if tag == "script" or attributes.get("rel") == "stylesheet":
             self.files.append(target)
-        if tag == "img":
+        if tag == "img" and "still" not in classes:
             self.pictures += 1
             waits = attributes.get("loading") == "lazy"
             if waits is (self.pictures == 1):
@@ -72,7 +72,8 @@ class Page(HTMLParser):
                 self.files.append(target)
         if tag == "div":
             self.groups.append(bool(attributes.get("aria-label")))
-        if tag == "img" and not (attributes.get("alt") or any(self.groups)):
+        named = attributes.get("alt") or any(self.groups) or "still" in classes
+        if tag == "img" and not named:
             self.problems.append(f"<img> without alternative text: {target[:80]}")
 
     def handle_endtag(self, tag):

@@ -9,12 +9,20 @@ What Sphinx writes and a screen reader cannot make sense of is put right: see `m
 """
 
 import re
+from pathlib import Path
 
 # What Jupyter Book loads on every page, and what is on a page that needs it. No page needs
 # sphinx-thebe: its script raises an error where there is no launch button. The formulas that
 # Sphinx writes for MathJax are drawn by KaTeX.
 LOADED = {"thebe": None, "athjax": None, "sphinx-design": "sd-", "design-tabs": "sd-"}
 MATH = re.compile(r'class="[^"]*\bmath\b')
+# The map that opens a chapter has links to notebooks, which are pages here.
+NOTEBOOK = re.compile(r'<a href="(\d\d_\w+)\.ipynb">(?=<rect)')
+# What stands where a figure would move: its text, and below it a still picture (tools/stills.py).
+FIGURE = re.compile(
+    r'(<div class="mllama-figure" data-figure="(\w+)">.*?)(</div>)', re.S
+)
+STILLS = Path(__file__).resolve().parent.parent / "assets" / "stills"
 PLAIN = re.compile(r'<span class="[npw]">([^<]*)</span>')
 
 
@@ -52,6 +60,8 @@ def write_page(app, pagename, templatename, context, doctree):
     body = lighten(mend(context.get("body") or ""))
     for kind in ("script_files", "css_files"):
         context[kind][:] = [asset for asset in context[kind] if is_used(asset, body)]
+    body = FIGURE.sub(lambda match: with_still(match, context["pathto"]), body)
+    body = NOTEBOOK.sub(r'<a href="\1.html">', body)
     if MATH.search(body):
         app.add_css_file("vendor/katex/katex.min.css")
         app.add_js_file("vendor/katex/katex.min.js", loading_method="defer")
@@ -60,6 +70,17 @@ def write_page(app, pagename, templatename, context, doctree):
         source = context["pathto"]("_static/live/start.js", 1)
         body = f'{body}\n<script src="{source}"></script>\n'
     context["body"] = body
+
+
+def with_still(match, pathto):
+    """A figure's place with its still picture, where there is one."""
+    picture = STILLS / f"{match[2]}.svg"
+    if not picture.is_file():
+        return match[0]
+    source = pathto(f"_static/stills/{picture.name}", 1)
+    return (
+        f'{match[1]}<img class="still" loading="lazy" alt="" src="{source}">{match[3]}'
+    )
 
 
 def is_used(asset, body):

@@ -7,6 +7,7 @@ import pytest
 
 import conftest
 import live
+import stills
 
 NOTEBOOKS = sorted((conftest.ROOT / "notebooks").glob("*.ipynb"))
 NAMES = sorted(path.stem for path in (live.LIVE / "figures").glob("*.js"))
@@ -60,3 +61,10 @@ def test_a_figure_moves_by_keys_and_fits_a_phone(figure, name):
         assert drawing.get_attribute("aria-label")
     shown.page.set_viewport_size({"width": 390, "height": 900})
     assert shown.page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_still_picture_is_what_the_figure_draws(figure, name):
+    path = stills.STILLS / f"{name}.svg"
+    stored = path.read_text(encoding="utf-8") if path.is_file() else None
+    assert stills.drawn(figure(name).page) == stored, "python tools/stills.py"

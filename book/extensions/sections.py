@@ -1,0 +1,73 @@
+"""Sphinx extension: an index of sections, which the search page searches.
+
+Sphinx's own search finds pages, takes no numbers and cuts words down to stems. Here every section
+is kept with its words as they are, commas inside numbers left out (128,256 is 128256), and every
+term of the glossary by itself; search.js on the search page does the rest.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from docutils import nodes
+
+COMMAS = re.compile(r"(?<=\d),(?=\d{3}\b)")
+SPACE = re.compile(r"\s+")
+
+
+def plain(text: str) -> str:
+    return COMMAS.sub("", SPACE.sub(" ", text)).strip()
+
+
+def own_text(section: nodes.Node) -> str:
+    """All text of a section that belongs to no section below it."""
+    parts = []
+    for child in section.children:
+        if isinstance(child, nodes.section):
+            continue
+        if isinstance(child, nodes.raw):
+            parts.append(re.sub(r"<[^>]*>", " ", child.astext()))
+        elif not isinstance(child, nodes.title):
+            parts.append(child.astext())
+    return plain(" ".join(parts))
+
+
+def entries(doctree: nodes.Node, page: str):
+    """(place, page's title, section's title, text) of everything that can be found."""
+    head = doctree.next_node(nodes.title)
+    title = plain(head.astext()) if head else page
+    for section in doctree.findall(nodes.section):
+        heading = section.next_node(nodes.title)
+        name = plain(heading.astext()) if heading else title
+        yield f"{page}.html#{section['ids'][0]}", title, name, own_text(section)
+    for term in doctree.findall(nodes.term):
+        if term["ids"] and isinstance(term.parent.parent.parent, nodes.Element):
+            meaning = term.parent.next_node(nodes.definition)
+            text = plain(meaning.astext()) if meaning else ""
+            yield f"{page}.html#{term['ids'][0]}", title, plain(term.astext()), text
+
+
+def collect(app, doctree, page):
+    found = list(entries(doctree, page))
+    app.sections[page] = [one for one in found if page != "book/glossary" or one[2]]
+
+
+def write(app, exception):
+    if exception or app.builder.format != "html":
+        return
+    order = {
+        page: n for n, page in enumerate(app.env.toctree_includes.get("book/intro", []))
+    }
+    pages = sorted(app.sections, key=lambda page: (order.get(page, 999), page))
+    found = [one for page in pages for one in app.sections[page]]
+    text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
+    Path(app.outdir, "_static", "sections.js").write_text(
+        f"const SECTIONS = {text};\n", encoding="utf-8"
+    )
+
+
+def setup(app):
+    app.sections = {}
+    app.connect("doctree-resolved", collect)
+    app.connect("build-finished", write)
+    return {"parallel_read_safe": True, "parallel_write_safe": False}
