@@ -51,8 +51,9 @@ def epochs(answer):
 
 @exercise("mean-of-means")
 def mean_of_means(answer):
-    short, long = (torch.ones(n, requires_grad=True) for n in (2, 8))
-    torch.stack([short.mean(), long.mean()]).mean().backward()
+    with torch.enable_grad():
+        short, long = (torch.ones(n, requires_grad=True) for n in (2, 8))
+        torch.stack([short.mean(), long.mean()]).mean().backward()
     times = (short.grad[0] / long.grad[0]).item()
     expect(answer != 1, "so it is if the two sums are divided by all ten")
     expect(
