@@ -501,6 +501,21 @@ def test_checkpointing_changes_nothing(data, proof):
     )
 
 
+def test_a_training_that_goes_on_takes_the_same_steps(data, tmp_path):
+    """In one process: four steps in one go; and the last two by a trainer that loads."""
+    recipe, path = Recipe(batch=4, steps=4, lr=1e-2), tmp_path / "training.pt"
+    whole, later = trainer_of(data, recipe), trainer_of(data, recipe)
+    while whole.step < whole.steps:
+        if whole.step == 2:
+            whole.save(path)
+        whole.train_step()
+    later.load(path)
+    assert later.step == 2
+    while later.step < later.steps:
+        later.train_step()
+    assert same(later.adapter(), whole.adapter())
+
+
 def test_dropout_is_a_function_of_seed_and_step(data):
     def loss(seed, step, noise):
         torch.manual_seed(noise)
