@@ -189,6 +189,29 @@ def test_merging_is_a_sum_and_is_taken_back_to_the_bit(vlm, item, proof):
     assert torch.equal(logits(vlm, item), apart)
 
 
+def test_merging_again_adds_nothing(vlm):
+    """Who merges before every save has the change in the weights once."""
+    moved(add_adapter(vlm.model, ("self", "head"), 4, report=None), 0.02)
+    stored = {n: m.weight.clone() for n, m in lora_layers(vlm.model).items()}
+    merge(vlm.model)
+    once = {n: m.weight.clone() for n, m in lora_layers(vlm.model).items()}
+    merge(vlm.model)
+    for name, layer in lora_layers(vlm.model).items():
+        assert torch.equal(layer.weight, once[name])
+        assert not torch.equal(layer.weight, stored[name])
+    unmerge(vlm.model)
+    for name, layer in lora_layers(vlm.model).items():
+        assert torch.equal(layer.weight, stored[name])
+
+
+@pytest.mark.parametrize("rank", [1, 8, 64])
+def test_alpha_follows_the_rank(vlm, rank):
+    """Without one that is given, an adapter is as strong at every rank."""
+    add_adapter(vlm.model, "self.q", rank, report=None)
+    for layer in lora_layers(vlm.model).values():
+        assert layer.adapters["default"].scale == 2
+
+
 def test_one_layer_merged_differs_by_rounding(vlm):
     moved(add_adapter(vlm.model, "all", 8, report=None), 0.02)
     generator = torch.Generator().manual_seed(0)
