@@ -36,6 +36,7 @@ def test_every_bug_is_noticed_and_taken_out(name):
         check()
 
 
+@pytest.mark.witness
 def test_the_suite_notices_every_bug():
     done = subprocess.run(
         [sys.executable, ROOT / "tests" / "put_bugs_in.py"],
