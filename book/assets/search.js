@@ -1,7 +1,7 @@
 "use strict";
 // The search page: sections in which all words of a question stand, the best first.
 //
-// A word is found as a whole, or as the beginning of one; numbers with or without commas; names of code as they
+// A word is found as a whole or as the beginning of one; numbers with or without commas; names of code as they
 // are written. "several words" in quotes stand beside each other. A glossary's term comes first.
 (() => {
   const MOST = 40, AROUND = 110;  // results; characters of text around what was found
@@ -12,7 +12,7 @@
   function termsOf(question) {
     return [...plain(question).matchAll(/"([^"]+)"|(\S+)/g)].map(([, phrase, word]) => {
       const text = escaped(phrase ?? word).replace(/\s+/g, "\\s+");
-      return new RegExp(`(?<![\\p{L}\\p{N}_])${text}${phrase ? "(?![\\p{L}\\p{N}_])" : ""}`, "gu");
+      return new RegExp(`(?<![\\p{L}\\p{N}_])${text}`, "gu");
     });
   }
 
@@ -67,8 +67,14 @@
     root.replaceChildren(el("p", { role: "status" }, `${said} with “${question}”.`), el("ul", {}, ...results));
   }
 
+  async function sections() {
+    const bytes = Uint8Array.from(atob(SECTIONS), character => character.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return JSON.parse(await new Response(stream).text());
+  }
+
   const question = new URLSearchParams(location.search).get("q") ?? "";
   const root = document.querySelector("#search-results");
   for (const input of document.querySelectorAll("form.bd-search input[name=q]")) input.value = question;
-  if (question.trim()) show(question.trim(), root, found(question, SECTIONS));
+  if (question.trim()) sections().then(all => show(question.trim(), root, found(question, all)));
 })();

@@ -2,9 +2,12 @@
 
 Sphinx's own search finds pages, takes no numbers and cuts words down to stems. Here every section
 is kept with its words as they are, commas inside numbers left out (128,256 is 128256), and every
-term of the glossary by itself; search.js on the search page does the rest.
+term of the glossary by itself; search.js on the search page does the rest. The index is a script,
+as a page that is opened from a folder may load nothing else: gzip, base64.
 """
 
+import base64
+import gzip
 import json
 import re
 from pathlib import Path
@@ -61,8 +64,9 @@ def write(app, exception):
     pages = sorted(app.sections, key=lambda page: (order.get(page, 999), page))
     found = [one for page in pages for one in app.sections[page]]
     text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
+    packed = base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
     Path(app.outdir, "_static", "sections.js").write_text(
-        f"const SECTIONS = {text};\n", encoding="utf-8"
+        f'const SECTIONS = "{packed}";\n'
     )
 
 
