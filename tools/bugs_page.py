@@ -6,6 +6,7 @@ Takes the bugs of notebooks/bugs one after the other; tests/test_bugs.py compare
 is measured anew.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -34,6 +35,13 @@ def chapters() -> dict[str, str]:
     return {path.stem.split("_", 1)[1]: path.stem for path in paths}
 
 
+def title(notebook: str) -> str:
+    """A chapter's title with its number."""
+    path = ROOT / "notebooks" / f"{notebook}.ipynb"
+    first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
+    return "".join(first).split("\n")[0].removeprefix("# ")
+
+
 def table(chapter: str) -> list[str]:
     """The lines of a chapter: its bugs in words, then what notices which."""
     own = [one for one in bugs.BUGS.values() if one.chapter == chapter]
@@ -45,7 +53,7 @@ def table(chapter: str) -> list[str]:
     lines += ["", "| check | " + " | ".join(f"{n + 1}" for n in range(len(own))) + " |"]
     lines += ["|---|" + ":-:|" * len(own)]
     for what in bugs.CHECKS[chapter]:
-        marks = ["caught" if found[one.name][what] else "passes" for one in own]
+        marks = ["**caught**" if found[one.name][what] else "passes" for one in own]
         lines.append(f"| {what} | " + " | ".join(marks) + " |")
     return lines
 
@@ -55,12 +63,7 @@ def page() -> str:
     for chapter, notebook in chapters().items():
         if chapter not in bugs.CHECKS:
             continue
-        number = int(notebook.split("_")[0])
-        title = chapter.replace("_", " ")
-        lines += [
-            f"## [{number}. {title.capitalize()}](../notebooks/{notebook}.ipynb)",
-            "",
-        ]
+        lines += [f"## [{title(notebook)}](../notebooks/{notebook}.ipynb)", ""]
         lines += [*table(chapter), ""]
     return "\n".join(lines)
 

@@ -22,13 +22,18 @@ def plain(text: str) -> str:
     return COMMAS.sub("", SPACE.sub(" ", text)).strip()
 
 
+def heading(node: nodes.Node) -> nodes.title | None:
+    """A section's own title; what an exercise is put into has none."""
+    return next((c for c in node.children if isinstance(c, nodes.title)), None)
+
+
 def own_text(section: nodes.Node) -> str:
-    """All text of a section that belongs to no section below it."""
+    """All text of a section that belongs to no titled section below it."""
     parts = []
     for child in section.children:
         if isinstance(child, nodes.section):
-            continue
-        if isinstance(child, nodes.raw):
+            parts += [] if heading(child) else [own_text(child)]
+        elif isinstance(child, nodes.raw):
             parts.append(re.sub(r"<[^>]*>", " ", child.astext()))
         elif not isinstance(child, nodes.title):
             parts.append(child.astext())
@@ -40,19 +45,18 @@ def entries(doctree: nodes.Node, page: str):
     head = doctree.next_node(nodes.title)
     title = plain(head.astext()) if head else page
     for section in doctree.findall(nodes.section):
-        heading = section.next_node(nodes.title)
-        name = plain(heading.astext()) if heading else title
-        yield f"{page}.html#{section['ids'][0]}", title, name, own_text(section)
+        if name := heading(section):
+            place = f"{page}.html#{section['ids'][0]}"
+            yield place, title, plain(name.astext()), own_text(section)
     for term in doctree.findall(nodes.term):
-        if term["ids"] and isinstance(term.parent.parent.parent, nodes.Element):
+        if term["ids"]:
             meaning = term.parent.next_node(nodes.definition)
             text = plain(meaning.astext()) if meaning else ""
             yield f"{page}.html#{term['ids'][0]}", title, plain(term.astext()), text
 
 
 def collect(app, doctree, page):
-    found = list(entries(doctree, page))
-    app.sections[page] = [one for one in found if page != "book/glossary" or one[2]]
+    app.sections[page] = list(entries(doctree, page))
 
 
 def write(app, exception):

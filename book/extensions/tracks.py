@@ -1,8 +1,9 @@
 """Sphinx extension: two tracks through a chapter, and how long each takes.
 
 Sections that check or that carry things from place to place fold; what is left is the whole
-argument. A fold says what is in it. Below the title of a chapter stands how long it takes to read,
-counted as words / 200 and lines of code / 20, in minutes. In print everything is open.
+argument. A fold says what is in it. Below the title of a chapter stands how long it takes to read
+without the exercises, counted as words / 200 and lines of code / 20, in minutes. In print
+everything is open.
 """
 
 import re
@@ -79,9 +80,12 @@ def minutes(words: int, lines: int) -> float:
 def fold(app, doctree):
     if not app.env.docname.startswith("notebooks/"):
         return
-    whole = minutes(*counted(doctree))
+    sections = list(doctree.findall(nodes.section))
+    own = [s for s in sections if s.next_node(nodes.title) in s.children]
+    tasks = [s for s in own if s.next_node(nodes.title).astext() == "Exercises"]
+    whole = minutes(*counted(doctree)) - sum(minutes(*counted(s)) for s in tasks)
     folded = 0.0
-    for section in list(doctree.findall(nodes.section)):
+    for section in sections:
         if any(p.get("folded") for p in parents(section)):
             continue
         title = section.next_node(nodes.title)
@@ -101,6 +105,8 @@ def fold(app, doctree):
     if title is None:
         return
     text = f"About {round(whole - folded)} minutes to read"
+    if tasks:
+        text += " without the exercises"
     if folded:
         text += f", and {round(folded)} more for the checks and the plumbing, which are folded"
     line = nodes.paragraph("", f"{text}.", classes=["reading-time"])
