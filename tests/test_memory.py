@@ -10,7 +10,7 @@ import torch
 import memory as benchmark
 from mllama_lite import InputError
 from mllama_lite.adapters.cost import Ledger, Rehearsal, peak_of_step, training_cost
-from mllama_lite.adapters.lora import add_adapter
+from mllama_lite.adapters.lora import adapter_size, add_adapter
 from mllama_lite.adapters.training import recomputed
 from mllama_lite.decoder import TextConfig
 from mllama_lite.local_vision import VisionConfig
@@ -113,6 +113,16 @@ def test_text_costs_the_same_for_every_token():
     # Fused attention keeps nothing of T times T numbers.
     costs = [activations(length) for length in (512, 1024, 2048)]
     assert costs[2] - costs[1] == pytest.approx(2 * (costs[1] - costs[0]), rel=0.01)
+
+
+def test_a_rank_more_costs_what_is_kept_for_it():
+    """Number, gradient and AdamW's averages, which the first step has not yet."""
+    model, costs, sizes = Mllama(TINY), [], []
+    for rank in (4, 16):
+        cost = training_cost(TINY, [(40, 9, ())], ("self", "mlp"), rank, FLOAT)
+        costs.append(cost.total)
+        sizes.append(adapter_size(model, ("self", "mlp"), rank))
+    assert costs[1] - costs[0] >= 16 * (sizes[1] - sizes[0])
 
 
 @pytest.mark.parametrize(
