@@ -11,36 +11,21 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
 
-HEAD = [
-    "Notebook",
-    "Cells",
-    "Seconds",
-    "Peak memory, MB",
-    "PyTorch",
-    "Python",
-    "Machine, threads",
-]
+HEAD = ["Notebook", "Cells", "Seconds", "Peak memory, MB"]
+ON = "{machine}, {threads} thread(s), Python {python}, PyTorch {torch}"
 
 
 def rows(folder: Path):
+    """(cells of the table's row, what it was run on) of each notebook."""
     for path in sorted(folder.glob("[0-9]*.ipynb")):
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        took = notebook["metadata"]["mllama_lite"].get("took")
+        took = notebook["metadata"]["mllama_lite"]["took"]
         cells = sum(cell["cell_type"] == "code" for cell in notebook["cells"])
         name = f"[{path.stem}](../notebooks/{path.name})"
-        if took is None:
-            yield [name, cells, *["not noted"] * 5]
-            continue
-        machine = f"{took['machine']}, {took['threads']}"
-        yield [
-            name,
-            cells,
-            took["seconds"],
-            f"{took['memory_mb']:,}",
-            took["torch"],
-            took["python"],
-            machine,
-        ]
+        yield (
+            [name, cells, took["seconds"], f"{took['memory_mb']:,}"],
+            ON.format(**took),
+        )
 
 
 class NotebookStatus(Directive):
@@ -49,8 +34,10 @@ class NotebookStatus(Directive):
         folder = Path(environment.srcdir, "notebooks")
         for path in folder.glob("[0-9]*.ipynb"):
             environment.note_dependency(str(path))
-        lines = [HEAD, ["---"] * len(HEAD), *rows(folder)]
+        found = list(rows(folder))
+        lines = [HEAD, ["---", *["--:"] * 3], *(row for row, _ in found)]
         text = ["| " + " | ".join(map(str, line)) + " |" for line in lines]
+        text += ["", "Run on: " + "; ".join(sorted({on for _, on in found})) + "."]
         parent = nodes.container()
         self.state.nested_parse(StringList(text, "notebook-status"), 0, parent)
         return parent.children
