@@ -221,3 +221,18 @@ def test_the_archive_of_notebooks_is_linked_and_whole(page, site):
         ):
             assert f"llama-vision/{path.relative_to(ROOT)}" in names
     assert "llama-vision/mllama_lite/small/model.safetensors" in names
+
+
+def test_print_has_hints_and_solutions_open(page, site):
+    page = opened(page, site, "notebooks/03_attention")
+    solution = page.locator(".solution").first
+    folded = solution.bounding_box()["height"]
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    assert page.locator(".solution").count() == page.locator(".exercise").count()
+    for box in (*page.locator(".solution").all(), *page.locator(".tip").all()):
+        assert box.bounding_box()["height"] > folded + 20
+    for code in page.locator(".solution pre").all():
+        assert code.is_visible()
+    for waiting in page.locator(".predict-waits").all():
+        assert waiting.is_visible()
