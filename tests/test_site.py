@@ -199,7 +199,8 @@ def test_search_finds_sections(page, site, question, first, among):
     assert marked.lower().replace(",", "") in question.replace(",", "").replace('"', "")
     page.locator("#search-results li a").first.click()
     name, place = page.url.split("/")[-1].split("#")
-    assert page.locator(f"[id='{unquote(place)}']").count() == 1, name
+    page.wait_for_selector(f"[id='{unquote(place)}']", state="attached")
+    assert name.endswith(".html")
 
 
 def test_search_finds_nothing_calmly(page, site):
