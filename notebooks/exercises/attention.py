@@ -1,9 +1,9 @@
 """Checks of chapter 3's exercises."""
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from exercises import exercise, expect
+from exercises.largest import Largest
 from mllama_lite.attention import (
     KVCache,
     SelfAttention,
@@ -62,25 +62,13 @@ def one_head(head):
         expect(off < 1e-4, f"with {tokens} tokens it is {off:.1e} from SelfAttention")
 
 
-class _Largest(TorchDispatchMode):
-    """Remembers the largest tensor that any operation gave."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if torch.is_tensor(result):
-            self.numel = max(self.numel, result.numel())
-        return result
-
-
 @exercise("blockwise")
 def blockwise(attend):
     torch.manual_seed(0)
     query, key, value = (torch.randn(64, 4) for _ in range(3))
     wanted, _ = attention_by_hand(*(x[None, None] for x in (query, key, value)))
     for block in (16, 10):
-        with _Largest() as made:
+        with Largest() as made:
             got = attend(query, key, value, block)
         shape = list(getattr(got, "shape", []))
         expect(shape == [64, 4], f"for 64 queries of 4 numbers it returns {shape}")

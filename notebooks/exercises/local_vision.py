@@ -2,9 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from exercises import exercise, expect
+from exercises.largest import Largest
 from mllama_lite.checkpoints.names import tile_table
 from mllama_lite.local_vision import (
     LocalVision,
@@ -104,18 +104,6 @@ def nearest_grid(nearest):
     expect(steepest < 1e-4, "when copies have drifted apart, another grid is nearer")
 
 
-class _Largest(TorchDispatchMode):
-    """Remembers the largest tensor that any operation gave."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if torch.is_tensor(result):
-            self.numel = max(self.numel, result.numel())
-        return result
-
-
 @exercise("one-register")
 def one_register(attend):
     generator = torch.Generator().manual_seed(0)
@@ -131,7 +119,7 @@ def one_register(attend):
         expect(shape == [6, 8], f"for 6 queries of 8 numbers it returns {shape}")
         off = (got - wanted).abs().max().item()
         expect(off < 1e-4, f"{off:.1e} from attention with {count} copies of the key")
-    with _Largest() as made:
+    with Largest() as made:
         far = attend(50 * query, 50 * key, value, 50 * register, content, 10_000)
     expect(made.numel < 10_000, "somewhere there are as many numbers as copies")
     expect(far.isfinite().all(), "large scores give infinities or nan")
