@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from bugs import a_bug, a_check, replaced
+from bugs.models import random_text_model
 from mllama_lite.adapters.data import (
     Sample,
     encode_sample,
@@ -18,8 +19,6 @@ from mllama_lite.adapters.processes import Processes
 from mllama_lite.adapters.recipe import Recipe
 from mllama_lite.adapters.training import Trainer
 from mllama_lite.checkpoints.hub import find_folder, find_tokenizer
-from mllama_lite.decoder import TextConfig
-from mllama_lite.model import Mllama, MllamaConfig
 from mllama_lite.vlm import VLM
 
 
@@ -93,22 +92,7 @@ def sample_of(question, answer):
 
 def trainer_of(samples, **settings):
     """A small random text model with an adapter, and a Trainer of it."""
-    text = TextConfig(
-        vocab_size=TOKENIZER.vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=128,
-        cross_attention_layers=(),
-    )
-    model = Mllama(MllamaConfig(text, None, TOKENIZER.image_id))
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        random = torch.randn(parameter.shape, generator=generator)
-        parameter.data.copy_(0.3 * random)
+    model = random_text_model(TOKENIZER, 128)
     recipe = Recipe(targets=("self", "mlp", "head"), lr=0.02, **settings)
     add_adapter(model, recipe.targets, recipe.rank, report=None)
     return Trainer(VLM(model, TOKENIZER), samples, [], recipe, Processes("cpu"))

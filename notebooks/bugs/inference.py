@@ -6,10 +6,9 @@ from functools import cache
 import torch
 
 from bugs import a_bug, a_check, replaced
+from bugs.models import random_text_model
 from mllama_lite.checkpoints.hub import find_folder, find_tokenizer
-from mllama_lite.decoder import TextConfig
 from mllama_lite.generation import Sampler, Sampling, probabilities
-from mllama_lite.model import Mllama, MllamaConfig
 from mllama_lite.tiles import open_image
 from mllama_lite.vlm import VLM, Conversation, load
 
@@ -141,22 +140,7 @@ def shipped():
 def random_weights():
     """A small text model whose answers are noise, with the shipped tokenizer."""
     tokenizer = find_tokenizer(find_folder())
-    text = TextConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=256,
-        cross_attention_layers=(),
-    )
-    model = Mllama(MllamaConfig(text, None, tokenizer.image_id))
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        random = torch.randn(parameter.shape, generator=generator)
-        parameter.data.copy_(0.3 * random)
+    model = random_text_model(tokenizer, 256)
     return VLM(model.eval(), tokenizer)
 
 
