@@ -13,12 +13,13 @@ TORCH_INDEX ?=
 # thread pool each only get in each other's way.
 test proof: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help book test notebooks export update check format bench costs proof model measure ablations \
+.PHONY: help book pdf test notebooks export update check format bench costs proof model measure ablations \
   skills fuzz mutants clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make book       build the book into _build/html"
+	@echo "make pdf        print the book into _build/llama-vision.pdf"
 	@echo "make test       run all checks, the notebooks included"
 	@echo "make notebooks  run every notebook from top to bottom and export the package"
 	@echo "make export     write mllama_lite/ from the notebooks as they are"
@@ -70,6 +71,9 @@ $(PAGE): $(STAMP) $(SOURCES)
 	$(BIN)/python tools/bundle.py _build/html/_static/notebooks.zip
 	$(BIN)/python tools/pages.py _build/html || { rm -f $@; exit 1; }
 	@touch $@
+
+pdf: book
+	$(BIN)/python tools/pdf.py _build/html _build/llama-vision.pdf
 
 # Two runs, because the notebooks need a plugin of their own; --dist loadfile keeps the
 # cells of one notebook in one kernel.

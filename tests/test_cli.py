@@ -268,6 +268,19 @@ def test_train_goes_on_where_it_was_stopped(trained, tmp_path, monkeypatch):
         assert (tmp_path / name).read_bytes() == (trained[0] / name).read_bytes()
 
 
+def test_train_goes_on_from_a_model(trained, tmp_path, refusal):
+    """With drawings, half of them a pen's, and in its own folder only."""
+    folder, out = trained[0], tmp_path / "on"
+    few = ("--joint-steps", 2, "--decay-steps", 1, "--out", out)
+    done = process("train", "--start", folder, *few)
+    assert done.returncode == 0 and "2 of 2" in done.stderr
+    assert load(out, device="cpu").ask("Why?", max_new_tokens=3) is not None
+    said = refusal("train", *few)
+    assert "was begun with seed 1: expected 0" in said
+    said = refusal("train", "--start", tmp_path / "none", *few)
+    assert "none" in said and "Traceback" not in said
+
+
 def test_train_refuses_another_plan(trained, refusal):
     folder, _ = trained
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -4,11 +4,16 @@ Needs _build/html as `make book` leaves it, newer than what it is made of.
 """
 
 import os
+import re
+import subprocess
+import sys
 import warnings
 import zipfile
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+import nbformat
+import pypdf
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -150,6 +155,44 @@ def test_print_shows_whole_lines_and_open_solutions(page, site):
         p => p.scrollWidth > p.clientWidth + 1).map(p => p.innerText.slice(0, 60))"""
     )
     assert cut == []
+
+
+def test_on_paper_everything_is_open_and_links_stay_within(site, tmp_path):
+    out, names = tmp_path / "two.pdf", ["notebooks/03_attention", "book/glossary"]
+    tool = [sys.executable, str(ROOT / "tools" / "pdf.py"), str(site), str(out)]
+    done = subprocess.run([*tool, "--only", *names], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    paper = pypdf.PdfReader(out)
+    first = [paper.get_destination_page_number(one) for one in flat(paper.outline)]
+    text = "".join(re.sub(r"\s+", "", sheet.extract_text()) for sheet in paper.pages)
+    notebook = nbformat.read(ROOT / f"{names[0]}.ipynb", 4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            for line in cell.source.splitlines():
+                code = re.sub(r"\s+", "", line)
+                assert code in text or line.startswith(("#|", "%")), line
+    # Of the two pages' links to one another, those of the chapter lead to the glossary.
+    assert len(first) == 2 and first[0] == 0
+    within = [
+        paper.pages.index(link["/Dest"][0].get_object())
+        for sheet in paper.pages[: first[1]]
+        for link in map(lambda one: one.get_object(), sheet.get("/Annots", []))
+        if "/Dest" in link and isinstance(link["/Dest"], list)
+    ]
+    assert first[1] in within
+    hosts = [
+        link.get_object()["/A"]["/URI"]
+        for sheet in paper.pages
+        for link in sheet.get("/Annots", [])
+        if "/URI" in link.get_object().get("/A", {})
+    ]
+    assert hosts and all(host.startswith("https://") for host in hosts)
+
+
+def flat(outline):
+    """The destinations of an outline, and of what is below them."""
+    for one in outline:
+        yield from flat(one) if isinstance(one, list) else [one]
 
 
 def test_without_scripts_a_figure_is_a_picture_and_a_text(browser, site):

@@ -1,9 +1,10 @@
 """Sphinx extension: two tracks through a chapter, and how long each takes.
 
 Sections that check or that carry things from place to place fold; what is left is the whole
-argument. A fold says what is in it. Below the title of a chapter stands how long it takes to read
-without the exercises, counted as words / 200 and lines of code / 20, in minutes. In print
-everything is open.
+argument. A fold says what is in it. Of a long cell that goes into the package the beginning is
+shown, with its docstring; the rest opens. Below the title of a chapter stands how long it takes
+to read without the exercises, counted as words / 200 and lines of code / 20, in minutes. In
+print everything is open.
 """
 
 import re
@@ -43,6 +44,7 @@ FOLDED = {
     ],
 }
 NAMES = {"check": "A check", "plumbing": "Plumbing"}
+LONG, SHOWN = 40, 24  # lines of code; --code-shown in book.css is the second
 
 
 def kind_of(title: str) -> str | None:
@@ -77,12 +79,47 @@ def minutes(words: int, lines: int) -> float:
     return words / 200 + lines / 20
 
 
+def code_cells(root: nodes.Node):
+    """(cell, lines of its code) of the code cells below a node."""
+    for cell in root.findall(nodes.container):
+        if cell.get("nb_element") == "cell_code_source":
+            block = next(iter(cell.findall(nodes.literal_block)), None)
+            if block is not None:
+                yield cell, block.astext().strip("\n").split("\n")
+
+
+def fold_long_code(app, doctree):
+    """Below a long cell that is exported: what opens the rest of it."""
+    for cell, lines in code_cells(doctree):
+        exported = any("exported-to" in n.get("classes", ()) for n in cell.children)
+        if exported and len(lines) > LONG:
+            cell["classes"].append("long-code")
+            told = f"All {len(lines)} lines"
+            opening = f'<details class="more"><summary>{told}</summary></details>'
+            cell += nodes.raw("", opening, format="html")
+
+
+def below_the_fold(root: nodes.Node) -> int:
+    """Lines of long cells that are not shown until they are opened."""
+    kept = 0
+    for cell, lines in code_cells(root):
+        within = (p for p in parents(cell) if p.get("folded") or is_exercises(p))
+        if lines[0].startswith("#| export") and next(within, None) is None:
+            count = sum(not line.startswith("#|") for line in lines)
+            kept += count - SHOWN if count > LONG else 0
+    return kept
+
+
+def is_exercises(section: nodes.section) -> bool:
+    title = section.next_node(nodes.title)
+    return title in section.children and title.astext() == "Exercises"
+
+
 def fold(app, doctree):
     if not app.env.docname.startswith("notebooks/"):
         return
     sections = list(doctree.findall(nodes.section))
-    own = [s for s in sections if s.next_node(nodes.title) in s.children]
-    tasks = [s for s in own if s.next_node(nodes.title).astext() == "Exercises"]
+    tasks = [section for section in sections if is_exercises(section)]
     whole = minutes(*counted(doctree)) - sum(minutes(*counted(s)) for s in tasks)
     folded = 0.0
     for section in sections:
@@ -101,6 +138,7 @@ def fold(app, doctree):
         opening = f'<details class="track track-{kind}"><summary>{told}</summary>'
         section.insert(place, nodes.raw("", opening, format="html"))
         section += nodes.raw("", "</details>", format="html")
+    folded += below_the_fold(doctree) / 20
     title = doctree.next_node(nodes.title)
     if title is None:
         return
@@ -108,7 +146,7 @@ def fold(app, doctree):
     if tasks:
         text += " without the exercises"
     if folded:
-        text += f", and {round(folded)} more for the checks and the plumbing, which are folded"
+        text += f", and {round(folded)} more for what is folded: checks, plumbing, long code"
     line = nodes.paragraph("", f"{text}.", classes=["reading-time"])
     title.parent.insert(title.parent.index(title) + 1, line)
 
@@ -122,4 +160,6 @@ def parents(node: nodes.Node):
 def setup(app):
     # Before the glossary links its terms: a fold changes nothing in the text.
     app.connect("doctree-read", fold, priority=400)
+    # After exported cells have their labels.
+    app.connect("doctree-read", fold_long_code, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

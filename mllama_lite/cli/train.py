@@ -1,6 +1,7 @@
 """`mllama-lite train`: the small shipped model, made anew."""
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 
 from mllama_lite.cli.options import Number, Text, add_device
 from mllama_lite.cli.terminal import training_progress
@@ -14,6 +15,12 @@ MOST_WORDS = 0
 
 def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--out", action=Text, metavar="FOLDER", help="required")
+    parser.add_argument(
+        "--start",
+        action=Text,
+        metavar="FOLDER",
+        help="a small model to train on with drawings, as Plan() made it",
+    )
     for name, meaning in (
         ("seed", "of all random numbers"),
         ("vision-steps", "steps of the first stage"),
@@ -28,13 +35,14 @@ def run(options: Namespace) -> None:
     check_out(options)
     keep_freed_memory()
     from mllama_lite.devices import find_device
-    from mllama_lite.small_model.training import Plan, train
+    from mllama_lite.small_model.training import DRAWINGS, Plan, train
 
     names = ("seed", "vision_steps", "joint_steps", "decay_steps")
     given = {name: getattr(options, name) for name in names}
-    plan = Plan(**{name: value for name, value in given.items() if value is not None})
+    plan = Plan() if options.start is None else DRAWINGS
+    plan = replace(plan, **{k: v for k, v in given.items() if v is not None})
     device = find_device(options.device)
-    train(options.out, plan, training_progress(), device=device)
+    train(options.out, plan, training_progress(), device=device, start=options.start)
     print(options.out)
 
 

@@ -41,6 +41,7 @@ from mllama_lite.small_model.patches import (
     PatchHead,
     patch_targets,
 )
+from mllama_lite.small_model.pen import pen_masks
 from mllama_lite.small_model.questions import UNKNOWN, WORDINGS, Question, ask
 from mllama_lite.small_model.scenes import KINDS, Scene, draw_scene, load_masks
 from mllama_lite.tiles import canvases, image_to_tiles
@@ -54,11 +55,12 @@ from mllama_lite.training_folder import (
     check_optimiser,
     check_out,
     check_settings,
+    checksum,
     load_state,
     only_training,
     save_state,
 )
-from mllama_lite.vlm import VLM
+from mllama_lite.vlm import VLM, load
 
 
 def encode_turns(
@@ -138,6 +140,8 @@ class Plan:
         later_step: a step of the second stage.
         kinds: of things that are drawn.
         num_things: on each picture of the second stage; None for 0 to 4.
+        drawn: the share of scenes whose things are drawn with a pen, see `pen_masks`;
+            those of the others are scans and filled shapes.
     """
 
     seed: int = 0
@@ -155,6 +159,7 @@ class Plan:
     later_step: int = 7485
     kinds: tuple[str, ...] = KINDS
     num_things: int | None = None
+    drawn: float = 0.0
 
     def __post_init__(self) -> None:
         counts = {"seed": (0, 2**63 - 1), "images": (1, 10_000), "questions": (1, 100)}
@@ -175,6 +180,7 @@ class Plan:
             ("joint_rate", 1),
             ("patch_weight", 1000),
             ("strength", 100),
+            ("drawn", 1),
         ):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value <= most:
@@ -222,6 +228,7 @@ def draw_batch(
     tokenizer: Tokenizer,
     config: VisionConfig,
     with_text: bool = True,
+    pens: dict[str, list[Image.Image]] | None = None,
 ) -> SceneBatch:
     """The batch of a step: a function of the plan's seed and the step alone.
 
@@ -232,6 +239,7 @@ def draw_batch(
         tokenizer: Tokenizer.
         config: VisionConfig.
         with_text: whether questions are wanted.
+        pens: from `pen_masks`; needed where the plan has a share of drawings.
 
     Returns:
         SceneBatch.
@@ -250,7 +258,10 @@ def draw_batch(
         crowd = (
             plan.num_things if with_text else int(rng.integers(1, 3 * num_tiles + 1))
         )
-        scenes.append(draw_scene(rng, masks, crowd, strength, plan.kinds, canvas))
+        inks = masks
+        if pens and plan.drawn and rng.random() < plan.drawn:
+            inks = pens
+        scenes.append(draw_scene(rng, inks, crowd, strength, plan.kinds, canvas))
     tiles = [image_to_tiles(s.image, config.image_size) for s in scenes]
     rows = []
     if with_text:
@@ -335,6 +346,7 @@ class Pretrainer:
         model: Mllama, initialised.
         ranks: of its tokenizer, see `make_ranks`.
         masks: from `load_masks("train")`.
+        start: says which weights `model` has, if it was trained before.
 
     Attributes:
         tokenizer: Tokenizer.
@@ -348,8 +360,11 @@ class Pretrainer:
         model: Mllama,
         ranks: dict[bytes, int],
         masks: dict[str, list[Image.Image]],
+        start: str = "",
     ) -> None:
         self.plan, self.model, self.ranks, self.masks = plan, model, ranks, masks
+        self.start = start
+        self.pens = pen_masks() if plan.drawn else None
         self.tokenizer = Tokenizer(ranks)
         share_places(model.vision_model)
         torch.manual_seed(plan.seed)
@@ -425,7 +440,7 @@ class Pretrainer:
     def state(self) -> dict:
         """Everything that `load` needs to go on from here."""
         return {
-            "plan": as_stored(self.plan),
+            "plan": as_stored(self.plan) | {"start": self.start},
             "step": self.step,
             "history": self.history,
             "sums": self._sums,
@@ -447,7 +462,7 @@ class Pretrainer:
         state = load_state(path, self._check, self.model.device)
         if state["step"] == 0:
             return  # it only says whose folder this is
-        check_settings(path, state["plan"], as_stored(self.plan))
+        check_settings(path, state["plan"], self.state()["plan"])
         self.step, self.history = state["step"], state["history"]
         self._sums = state["sums"]
         self.model.load_state_dict(state["model"])
@@ -498,7 +513,7 @@ class _Steps(torch.utils.data.Dataset):
     """Batches by the number of their step."""
 
     def __init__(self, trainer: Pretrainer) -> None:
-        self.plan, self.masks = trainer.plan, trainer.masks
+        self.plan, self.masks, self.pens = trainer.plan, trainer.masks, trainer.pens
         self.tokenizer = trainer.tokenizer
         config = trainer.model.config.vision
         assert config is not None
@@ -510,7 +525,13 @@ class _Steps(torch.utils.data.Dataset):
     def __getitem__(self, step: int) -> SceneBatch:
         with_text = step >= self.plan.vision_steps
         return draw_batch(
-            self.plan, step, self.masks, self.tokenizer, self.config, with_text
+            self.plan,
+            step,
+            self.masks,
+            self.tokenizer,
+            self.config,
+            with_text,
+            self.pens,
         )
 
 
@@ -518,12 +539,51 @@ SAVE_EVERY = 500  # steps
 VALIDATE_EVERY = 1000  # steps of the second stage
 
 
-def new_trainer(plan: Plan, device: str | torch.device = "cpu") -> Pretrainer:
-    """A Pretrainer at its first step, everything made from the plan's seed."""
+# On from the model that 12,000 steps of Plan() make: half of the scenes are drawn with a
+# pen, as on the live page's paper.
+DRAWINGS = Plan(
+    seed=1,
+    vision_steps=0,
+    joint_steps=6000,
+    decay_steps=4000,
+    joint_rate=1e-3,
+    later_step=0,
+    drawn=0.5,
+)
+
+
+def new_trainer(
+    plan: Plan,
+    device: str | torch.device = "cpu",
+    start: str | Path | None = None,
+) -> Pretrainer:
+    """A Pretrainer at its first step.
+
+    Args:
+        plan: Plan.
+        device: torch device or its name.
+        start: folder of a small model to go on from; None makes first values from the
+            plan's seed. The patch head is new in either case.
+
+    Raises:
+        InputError: the folder holds no model of these sizes and this vocabulary.
+    """
     ranks = make_ranks()
-    model = Mllama(small_config(len(ranks) + NUM_SPECIAL_TOKENS))
-    initialise(model, plan.seed)
-    return Pretrainer(plan, model.to(device), ranks, load_masks("train"))
+    config = small_config(len(ranks) + NUM_SPECIAL_TOKENS)
+    weights = ""
+    if start is None:
+        model = Mllama(config)
+        initialise(model, plan.seed)
+    else:
+        model = load(start, dtype="float32", device="cpu").model
+        if model.config != config:
+            raise InputError(
+                f"{start} holds another model: expected one of the small model's sizes, "
+                "as `mllama-lite train` writes it; name its folder."
+            )
+        model.train().requires_grad_(True)
+        weights = checksum(dict(model.state_dict()))
+    return Pretrainer(plan, model.to(device), ranks, load_masks("train"), weights)
 
 
 def train(
@@ -532,8 +592,9 @@ def train(
     progress: Callable[[Pretrainer], object] | None = None,
     workers: int = 1,
     device: str | torch.device = "cpu",
+    start: str | Path | None = None,
 ) -> VLM:
-    """Train a small model from nothing, or go on where an earlier call was stopped.
+    """Train a small model, or go on where an earlier call was stopped.
 
     Every 500 steps the state is written to `training.pt` in the folder, and every 1,000
     steps of the second stage 440 questions of the validation split are asked. The same
@@ -548,14 +609,17 @@ def train(
         progress: called with the Pretrainer after every step, or None.
         workers: processes that draw batches; 0 to draw them in this one.
         device: torch device or its name.
+        start: folder of a small model to go on from, as `DRAWINGS` does; None for
+            first values.
 
     Returns:
         VLM, parameters in bf16 as they are stored.
 
     Raises:
         InputError: see `check_out` and `only_training` for the folder; it holds a
-            training with another plan, or a damaged one; the disk is full;
-            scikit-learn is not installed.
+            training with another plan or another start, or a damaged one; see
+            `new_trainer` for the start; the disk is full; scikit-learn is not
+            installed.
     """
     if not isinstance(plan, Plan):
         raise InputError(
@@ -563,7 +627,7 @@ def train(
         )
     folder = check_out(folder)
     with only_training(folder):
-        state, trainer = folder / STATE, new_trainer(plan, find_device(device))
+        state, trainer = folder / STATE, new_trainer(plan, find_device(device), start)
         if state.is_file():
             trainer.load(state)
         else:
