@@ -32,6 +32,7 @@ FOLDED = {
         r"Memory while loading",
         r"Opening a file as a viewer shows it",
         r"Reading it",
+        r"Rows of different lengths",
         r"Saving",
         r"Scoring a text",
         r"Several processes, and in which numbers",
