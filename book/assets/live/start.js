@@ -7,6 +7,8 @@ const mllamaScripts = {
     "global_vision", "cross_attention", "model", "generation", "attention_maps", "load",
   ],
   page: ["page", "switches", "paper", "looks", "live", "figure", "predict", "exercise"],
+  // Where code is to be written: a small part of Python.
+  code: ["python_parse", "python_arrays", "python_numbers", "python_run", "code"],
 };
 
 if (typeof document === "object") {
@@ -30,6 +32,8 @@ if (typeof document === "object") {
     for (const root of document.querySelectorAll(".mllama-live")) mllama.mountLive(root, fetchPacked);
     document.querySelectorAll(".mllama-predict").forEach(mllama.mountPredict);
     const exercises = [...document.querySelectorAll(".mllama-exercise")];
+    if (document.querySelector(".mllama-exercise[data-code]"))
+      for (const name of mllamaScripts.code) await fetchScript(`${name}.js`);
     for (const chapter of new Set(exercises.map(root => root.dataset.chapter)))
       await fetchScript(`exercises/${chapter}.js`);
     exercises.forEach(mllama.mountExercise);
