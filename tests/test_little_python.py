@@ -1,52 +1,22 @@
 """The page's small part of Python against Python and NumPy: the same values, kinds and refusals."""
 
-import json
 import math
 import random
 import re
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import live
-
-
-class LittlePython:
-    """The page's scripts in a process of Node's: called with a command and its arguments."""
-
-    def __init__(self):
-        driver = pytest.importorskip(
-            "playwright._impl._driver", reason="needs Node.js, which playwright brings"
-        )
-        node, _ = driver.compute_driver_executable()
-        self.process = subprocess.Popen(
-            [node, Path(__file__).parent / "little_python.js", live.LIVE],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-        )
-
-    def __call__(self, command, **given):
-        self.process.stdin.write(json.dumps({"command": command, **given}) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        assert answer, f"the page's Python ended at {given}"
-        return json.loads(answer)
-
-    def results(self, sources):
-        return self("results", sources=sources)
+from little_python import LittlePython
 
 
 @pytest.fixture(scope="module")
 def page():
     page = LittlePython()
     yield page
-    page.process.stdin.close()
-    page.process.wait(10)
+    page.close()
 
 
 def told(value):

@@ -100,7 +100,7 @@ def test_a_page_has_what_is_checked_in_it():
 
 
 def test_the_page_says_what_the_notebook_says(browser, live_site):
-    body = "".join(
+    body = '<div class="mllama-exercise" data-code></div>' + "".join(
         f'<div class="mllama-exercise" data-chapter="{chapter}" data-exercise="{label}"></div>'
         for chapter, label in placed()
     )

@@ -1,7 +1,7 @@
 "use strict";
 // Chapter 7: the checks of its exercises that can be answered in the page.
 (() => {
-  const { exercise, expect } = mllama;
+  const { exercise, expect, codeExercise, randn, gauss, tensor, numbersOf, apart, linear, python } = mllama;
 
   exercise("which-channel", answer => {
     const width = 1280, kept = 5, place = 4567;
@@ -13,5 +13,55 @@
 
   exercise("never-wakes", answer => {
     expect(answer === "b", "in this one something has a gradient: what?");
+  });
+
+  // Features of n tokens, [n, D · (1 + kept)]: the final state, then the kept ones channel by channel.
+  function interleaved(states, n, width) {
+    const [final, ...kept] = states;
+    return Array.from({ length: n }, (_, t) => [...final.subarray(t * width, (t + 1) * width),
+      ...Array.from({ length: width }, (_, c) => kept.map(state => state[t * width + c])).flat()]).flat();
+  }
+
+  codeExercise("projector-for-blocks", ["for_blocks"], regroup => {
+    for (const [width, count] of [[4, 5], [6, 2], [5, 3]]) {
+      const states = Array.from({ length: count + 1 }, () => randn(7, width).numbers()), all = width * (count + 1);
+      const weight = randn(9, all), blocks = Array.from({ length: 7 }, (_, t) =>
+        states.map(state => [...state.subarray(t * width, (t + 1) * width)])).flat(2);
+      const got = numbersOf(regroup(weight, BigInt(width)), [9, all], `for a weight of [9, ${all}]`);
+      const final = (_, i) => i % all < width;
+      expect(apart(got.filter(final), weight.numbers().filter(final)) < 1e-3, "the final state meets other weights");
+      const off = apart(linear(blocks, got, all), linear(interleaved(states, 7, width), weight.numbers(), all));
+      expect(off < 1e-3, `with ${count} kept states of ${width} it is ${off.toFixed(1)} off`);
+    }
+  });
+
+  codeExercise("share-of-each-state", ["shares"], shares => {
+    for (const [width, count] of [[4, 5], [6, 2]]) {
+      const n = 100, all = width * (count + 1), weight = randn(9, all), common = randn(n, width).numbers();
+      // States of different sizes, each with a mean, and akin to one another.
+      const states = Array.from({ length: count + 1 }, (_, j) => common.map(number => (j + 1) * (gauss() + 1) + 2 * number));
+      const features = tensor([n, all], interleaved(states, n, width));
+      const ask = given => {
+        const result = shares(given, weight, BigInt(width));
+        const list = Array.isArray(result) ? result.map(one => Number(one instanceof python.NDArray ? one.numbers()[0] : one)) : null;
+        return Float64Array.from(list ?? numbersOf(result, [count + 1], `for ${count + 1} states`));
+      };
+      const got = ask(features), sum = got.reduce((a, b) => a + b, 0);
+      expect(got.length === count + 1, `for ${count + 1} states it returns ${got.length}`);
+      expect(Math.abs(sum - 1) < 1e-4, `the shares add up to ${sum.toFixed(3)}`);
+      const moved = tensor([n, all], features.numbers().map((number, i) => i % all >= width && (i % all - width) % count === 0 ? number + 10 : number));
+      expect(apart(ask(moved), got) < 1e-3, "a state counts for more when the same is added to all tokens");
+      // What each part adds, by leaving all others out of the features.
+      const spread = numbers => {
+        const y = linear(numbers, weight.numbers(), all), mean = Array.from({ length: 9 }, (_, o) => y.filter((_, i) => i % 9 === o).reduce((a, b) => a + b) / n);
+        return y.map((number, i) => number - mean[i % 9]);
+      };
+      const total = spread(features.numbers()), dot = numbers => numbers.reduce((add, number, i) => add + number * total[i], 0);
+      for (let j = 0; j <= count; j++) {
+        const belongs = channel => j === 0 ? channel < width : channel >= width && (channel - width) % count === j - 1;
+        const off = Math.abs(got[j] - dot(spread(features.numbers().map((number, i) => belongs(i % all) ? number : 0))) / dot(total));
+        expect(off < 1e-3, `the share of state ${j} is ${off.toFixed(2)} off`);
+      }
+    }
   });
 })();
