@@ -418,7 +418,7 @@ ANSWERS = {
         "finetuning",
         PLACE,
         [
-            ("return i\n", "return (i + 1) % count\n", "for turn in range(6)", "for turn in range(0)"),
+            ("for turn in range(6)", "for turn in range(0)"),
             ("    while True:", "    return (i + seed) % count\n    while True:"),
             ("seed * 97", "0 * seed"),  # the same for every seed
             ("        if i < count:\n            return i", "        return i % count"),
@@ -442,7 +442,12 @@ ANSWERS = {
         "skill",
         TIMES,
         [
-            ("low, high = sorted([right, other])", "low, high = other, right", "factor += 1", "factor += 1\n        if factor > 50:\n            return 50"),
+            (  # which of the two is better?
+                "low, high = sorted([right, other])",
+                "low, high = other, right",
+                "factor += 1",
+                "factor += 1\n        if factor > 50:\n            return 50",
+            ),
             ("factor += 1", "factor *= 2"),
             ("    return factor", "    return factor - 1"),
             ("    low, high", "    return 4\n    low, high"),

@@ -39,14 +39,15 @@
     return new NDArray(Float64Array.from({ length: count }, (_, i) => make ? numbers(i) : numbers[i]), shape, kind);
   }
 
+  const draw = (from, to) => from + Math.floor((to - from) * Math.random());  // a whole number below `to`
   const gauss = () => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
   const randn = (...shape) => tensor(shape, gauss);
   const sizes = shape => `[${shape.join(", ")}]`;
 
   // The numbers of an array that must have this shape; `what` begins the sentence.
   function numbersOf(value, shape, what) {
-    const is = value instanceof NDArray ? `a shape of ${sizes(value.shape)}` : `a ${python.typeName(value)}, and no array`;
-    expect(value instanceof NDArray && sizes(value.shape) === sizes(shape), `${what} it returns ${is}`);
+    expect(value instanceof NDArray, `${what} it returns a ${python.typeName(value)}, and no array`);
+    expect(sizes(value.shape) === sizes(shape), `${what} it returns a shape of ${sizes(value.shape)}`);
     return value.numbers();
   }
 
@@ -102,11 +103,12 @@
       id: name, className: "exercise-code", value: kept.get(name) ?? first, spellcheck: false, wrap: "off",
       autocapitalize: "off", autocomplete: "off",
     });
-    const keys = /Mac|iP(hone|ad)/.test(navigator.platform) ? "⌘ Enter" : "Ctrl Enter";
+    const keys = /Mac|iP(hone|ad)/.test(navigator.platform) ? "⌘ + Enter" : "Ctrl + Enter";
     const note = el("p", { id: `${name}-keys`, className: "exercise-keys" },
       `${keys} checks. Tab moves on; four spaces come with Enter after a colon, or from the button.`);
     area.setAttribute("aria-describedby", note.id);
-    const said = el("p", { className: "exercise-said" }), output = el("pre", { className: "exercise-printed", hidden: true });
+    const said = el("p", { className: "exercise-said" });
+    const output = el("pre", { className: "exercise-printed", hidden: true });
     said.setAttribute("aria-live", "polite");
     output.setAttribute("aria-label", "What the code printed");
     const grow = () => { area.rows = Math.min(24, Math.max(5, area.value.split("\n").length + 1)); };
@@ -144,5 +146,5 @@
     grow();
   }
 
-  Object.assign(mllama, { codeExercise, mountCode, tensor, gauss, randn, numbersOf, apart, few, linear });
+  Object.assign(mllama, { codeExercise, mountCode, tensor, draw, gauss, randn, numbersOf, apart, few, linear });
 })();

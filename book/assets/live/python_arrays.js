@@ -4,7 +4,7 @@
 // An array looks through its shape and strides into data that a slice or a transpose shares with it. Its kind
 // is "bool", "int" or "float"; every number is kept as a double, so whole numbers end at 2**53.
 (() => {
-  const { python } = mllama, { PyError, lacks, ELLIPSIS } = python;
+  const { python } = mllama, { refuse, lacks, ELLIPSIS } = python;
   const LARGEST = 1e6;  // numbers in one array, items in one list
   const KINDS = ["bool", "int", "float"];
   const product = numbers => numbers.reduce((a, b) => a * b, 1);
@@ -13,13 +13,19 @@
 
   class Tuple extends Array {}
   class Pair extends Tuple {}  // of torch's max along one dimension
-  class Slice { constructor(parts) { this.parts = parts; } }
+  class Slice {
+    constructor(...parts) { this.parts = parts; }  // start, stop, step
+  }
+  const ALL = new Slice(null, null, null);
+
+  // The key of x[:, :, item] for axis 2.
+  const along = (axis, item) => Tuple.from([...Array(axis).fill(ALL), item]);
 
   // What running counts: work, so that nothing goes on for ever, and what a check may ask about.
   const made = { work: 0, largest: 0, nan: false };
   function work(amount) {
     made.work += amount;
-    if (made.work > 4e6) throw new PyError("TimeoutError", "it takes too many steps: does every loop end?");
+    if (made.work > 4e6) refuse("TimeoutError", "it takes too many steps: does every loop end?");
   }
 
   class NDArray {
@@ -56,7 +62,7 @@
     for (let i = 0; i < numbers.length; i++) {
       if (numbers[i] !== numbers[i]) made.nan = true;
       if (kind !== "int") continue;
-      if (!(Math.abs(numbers[i]) < 2 ** 53)) throw lacks("whole numbers from 2**53 on in arrays");
+      if (!(Math.abs(numbers[i]) < 2 ** 53)) lacks("whole numbers from 2**53 on in arrays");
       numbers[i] += 0;  // there is no -0 among whole numbers
     }
     made.largest = Math.max(made.largest, numbers.length);
@@ -65,14 +71,15 @@
   }
 
   function room(shape) {
-    if (shape.some(length => length < 0)) throw new PyError("ValueError", "negative dimensions are not allowed");
+    if (shape.some(length => length < 0)) refuse("ValueError", "negative dimensions are not allowed");
     work(sizeOf(shape) / 20);
     return new Float64Array(sizeOf(shape));
   }
 
   function sizeOf(shape) {
     const size = product(shape);
-    if (size > LARGEST) throw new PyError("MemoryError", `an array of ${told(shape)} is too large: the page has room for a million numbers`);
+    if (size > LARGEST)
+      refuse("MemoryError", `an array of ${told(shape)} is too large: the page has room for a million numbers`);
     return size;
   }
 
@@ -83,7 +90,7 @@
     if (typeof value === "bigint") return array(Float64Array.of(Number(value)), [], "int");
     if (typeof value === "number") return new NDArray(Float64Array.of(value), [], "float");
     if (python.typeName(value) === "range") value = [...python.iterate(value)];
-    if (!Array.isArray(value)) throw new PyError("TypeError", `an array of numbers is expected, not '${python.typeName(value)}'`);
+    if (!Array.isArray(value)) refuse("TypeError", `an array of numbers is expected, not '${python.typeName(value)}'`);
     if (!value.length) return new NDArray(new Float64Array(0), [0], "float");
     return stack(value.map(asArray), 0, "the parts of an array have different shapes");
   }
@@ -94,17 +101,17 @@
     const ndim = Math.max(...shapes.map(shape => shape.length)), result = Array(ndim).fill(1);
     for (const shape of shapes) shape.forEach((length, d) => {
       const at = d + ndim - shape.length;
-      if (length !== 1 && result[at] !== 1 && length !== result[at]) throw new PyError(kind,
+      if (length !== 1 && result[at] !== 1 && length !== result[at]) refuse(kind,
         `${what} could not be broadcast together with shapes ${shapes.map(told).join(" ")}`);
       if (length !== 1) result[at] = length;
     });
     return result;
   }
 
-  function broadcast(x, shape, refused = null) {
+  function broadcast(x, shape, otherwise = null) {
     const more = shape.length - x.ndim;
     if (more < 0 || x.shape.some((length, d) => length !== 1 && length !== shape[d + more]))
-      throw refused ?? new PyError("ValueError", `operands could not be broadcast together with remapped shapes ${told(x.shape)} and ${told(shape)}`);
+      refuse("ValueError", otherwise ?? `an array of ${told(x.shape)} could not be broadcast to ${told(shape)}`);
     sizeOf(shape);
     return x.view(shape, shape.map((_, d) => d < more || x.shape[d - more] === 1 ? 0 : x.strides[d - more]));
   }
@@ -151,41 +158,45 @@
     if (operator === "@") return matmul(a, b);
     if (operator in COMPARE) return elementwise(COMPARE[operator], "bool", a, b);
     const f = ARITHMETIC[operator], both = higher(a.kind, b.kind);
-    if (!f) throw lacks(`${operator} for arrays`);
+    if (!f) lacks(`${operator} for arrays`);
     if (both === "bool") {
-      if (operator === "-") throw new PyError("TypeError", "numpy boolean subtract, the `-` operator, is not supported: use ^");
+      if (operator === "-") refuse("TypeError", "numpy boolean subtract, the `-` operator, is not supported: use ^");
       if (operator === "+") return elementwise((x, y) => x || y, "bool", a, b);
       if (operator === "*" || "&|^".includes(operator)) return elementwise(f, "bool", a, b);
     }
     if ("&|^".includes(operator) && both === "float")
-      throw new PyError("TypeError", `'${operator}' is not supported for floats`);
+      refuse("TypeError", `'${operator}' is not supported for floats`);
     if (both === "float" || operator === "/") return elementwise(f, "float", a, b);
     if (operator === "**" && b.numbers().some(x => x < 0))
-      throw new PyError("ValueError", "Integers to negative integer powers are not allowed.");
+      refuse("ValueError", "Integers to negative integer powers are not allowed.");
     if ("//" === operator || "%" === operator) return elementwise((x, y) => y === 0 ? 0 : f(x, y), "int", a, b);
     return elementwise(f, "int", a, b);
   }
 
   function negate(operator, x) {
     if (operator === "~") {
-      if (x.kind === "float") throw new PyError("TypeError", "'~' is not supported for floats");
+      if (x.kind === "float") refuse("TypeError", "'~' is not supported for floats");
       return elementwise(x.kind === "bool" ? v => !v : v => -v - 1, x.kind, x);
     }
-    if (x.kind === "bool") throw new PyError("TypeError", `numpy boolean ${operator === "-" ? "negative" : "positive"}, the \`${operator}\` operator, is not supported`);
+    if (x.kind === "bool")
+      refuse("TypeError", `'${operator}' before an array of True and False is not supported: ~ turns them round`);
     return elementwise(operator === "-" ? v => -v : v => v, x.kind, x);
   }
 
   function matmul(a, b) {
-    if (!a.ndim || !b.ndim) throw new PyError("ValueError", "matmul: an operand has no dimensions; use *");
+    if (!a.ndim || !b.ndim) refuse("ValueError", "matmul: an operand has no dimensions; use *");
     const left = a.ndim === 1 ? a.view([1, ...a.shape], [0, ...a.strides]) : a;
     const right = b.ndim === 1 ? b.view([...b.shape, 1], [...b.strides, 0]) : b;
     const [rows, inner] = left.shape.slice(-2), [other, columns] = right.shape.slice(-2);
-    if (inner !== other) throw new PyError("ValueError", `matmul: the sizes ${inner} and ${other} differ, of ${told(a.shape)} and ${told(b.shape)}`);
+    if (inner !== other)
+      refuse("ValueError", `matmul: the sizes ${inner} and ${other} differ, of ${told(a.shape)} and ${told(b.shape)}`);
     const many = broadcastShapes(left.shape.slice(0, -2), right.shape.slice(0, -2));
-    const p = broadcast(left, [...many, rows, inner]).places(), q = broadcast(right, [...many, inner, columns]).places();
+    const p = broadcast(left, [...many, rows, inner]).places();
+    const q = broadcast(right, [...many, inner, columns]).places();
     const result = room([...many, rows, columns]);
     work(result.length * inner / 20);
-    for (let m = 0, k = 0; k < result.length; m++) for (let i = 0; i < rows; i++) for (let j = 0; j < columns; j++, k++) {
+    for (let m = 0, k = 0; k < result.length; m++)
+      for (let i = 0; i < rows; i++) for (let j = 0; j < columns; j++, k++) {
       let sum = 0;
       for (let n = 0; n < inner; n++)
         sum += a.data[p[(m * rows + i) * inner + n]] * b.data[q[(m * inner + n) * columns + j]];
@@ -200,33 +211,42 @@
 
   function axisOf(axis, ndim) {
     const d = Number(axis);
-    if (!Number.isInteger(d) || typeof axis === "number") throw new PyError("TypeError", "an axis is a whole number");
-    if (d < -ndim || d >= ndim) throw new PyError("IndexError", `axis ${d} is out of bounds for array of dimension ${ndim}`);
+    if (!Number.isInteger(d) || typeof axis === "number") refuse("TypeError", "an axis is a whole number");
+    if (d < -ndim || d >= ndim) refuse("IndexError", `axis ${d} is out of bounds for array of dimension ${ndim}`);
     return d < 0 ? d + ndim : d;
+  }
+
+  // Of an axis, a tuple of them, or None for all.
+  function axesOf(axis, x) {
+    if (axis === null) return [...x.shape.keys()];
+    const axes = (Array.isArray(axis) ? [...axis] : [axis]).map(one => axisOf(one, x.ndim));
+    if (new Set(axes).size < axes.length) refuse("ValueError", "duplicate value in 'axis'");
+    return axes;
   }
 
   function reshape(x, shape) {
     const known = product(shape.filter(length => length !== -1)), open = shape.indexOf(-1);
     const full = shape.map(length => length === -1 ? x.size / known : length);
     if (shape.filter(length => length === -1).length > 1)
-      throw new PyError("ValueError", "can only specify one unknown dimension");
-    if (full.some(length => !Number.isInteger(length) || length < 0) || product(full) !== x.size || (open >= 0 && !known))
-      throw new PyError("ValueError", `cannot reshape array of size ${x.size} into shape ${told(shape)}`);
+      refuse("ValueError", "can only specify one unknown dimension");
+    const fits = full.every(length => Number.isInteger(length) && length >= 0) && product(full) === x.size;
+    if (!fits || (open >= 0 && !known))
+      refuse("ValueError", `cannot reshape array of size ${x.size} into shape ${told(shape)}`);
     const inOrder = x.shape.every((length, d) => length === 1 || x.strides[d] === product(x.shape.slice(d + 1)));
     return inOrder ? x.view(full, null) : array(x.numbers(), full, x.kind);
   }
 
   function permute(x, order) {
     const axes = order.map(axis => axisOf(axis, x.ndim));
-    if (axes.length !== x.ndim || new Set(axes).size !== x.ndim) throw new PyError("ValueError", "axes don't match array");
+    if (axes.length !== x.ndim || new Set(axes).size !== x.ndim) refuse("ValueError", "axes don't match array");
     return x.view(axes.map(d => x.shape[d]), axes.map(d => x.strides[d]));
   }
 
   function concatenate(parts, axis) {
-    if (!parts.length) throw new PyError("ValueError", "need at least one array to concatenate");
+    if (!parts.length) refuse("ValueError", "need at least one array to concatenate");
     const [first] = parts, d = axisOf(axis, first.ndim);
     if (parts.some(part => part.ndim !== first.ndim || part.shape.some((n, e) => e !== d && n !== first.shape[e])))
-      throw new PyError("ValueError", `arrays of ${parts.map(part => told(part.shape)).join(", ")} cannot be joined along axis ${d}`);
+      refuse("ValueError", `${parts.map(part => told(part.shape)).join(", ")} cannot be joined along axis ${d}`);
     const shape = first.shape.with(d, parts.reduce((sum, part) => sum + part.shape[d], 0));
     const result = new NDArray(room(shape), shape, higher(...parts.map(part => part.kind)));
     let start = 0;
@@ -239,9 +259,9 @@
   }
 
   function stack(parts, axis, otherwise = "all input arrays must have the same shape") {
-    if (!parts.length) throw new PyError("ValueError", "need at least one array to stack");
+    if (!parts.length) refuse("ValueError", "need at least one array to stack");
     const { shape } = parts[0], d = axisOf(BigInt(axis), shape.length + 1);
-    if (parts.some(part => told(part.shape) !== told(shape))) throw new PyError("ValueError", otherwise);
+    if (parts.some(part => told(part.shape) !== told(shape))) refuse("ValueError", otherwise);
     return concatenate(parts.map(part => insert(part, d)), BigInt(d));
   }
 
@@ -249,8 +269,7 @@
 
   // f of the numbers along some axes; null: all of them.
   function reduce(x, axis, keep, f, kind) {
-    const axes = axis === null ? x.shape.map((_, d) => d) : (Array.isArray(axis) ? axis : [axis]).map(one => axisOf(one, x.ndim));
-    if (new Set(axes).size < axes.length) throw new PyError("ValueError", "duplicate value in 'axis'");
+    const axes = axesOf(axis, x);
     const rest = x.shape.map((_, d) => d).filter(d => !axes.includes(d));
     const numbers = permute(x, [...rest, ...axes].map(BigInt)).numbers(), length = product(axes.map(d => x.shape[d]));
     const result = room(rest.map(d => x.shape[d]));
@@ -266,11 +285,11 @@
     const whole = value => {
       if (value instanceof NDArray && !value.ndim && value.kind === "int") return Number(value.value());
       if (typeof value !== "bigint" && typeof value !== "boolean")
-        throw new PyError("TypeError", "slice indices must be integers or None or have an __index__ method");
+        refuse("TypeError", "slice indices must be integers or None or have an __index__ method");
       return Number(value);
     };
     const by = step === null ? 1 : whole(step);
-    if (by === 0) throw new PyError("ValueError", "slice step cannot be zero");
+    if (by === 0) refuse("ValueError", "slice step cannot be zero");
     const [low, high] = by > 0 ? [0, length] : [-1, length - 1];
     const bound = (value, standard) => {
       if (value === null) return standard;
@@ -283,7 +302,7 @@
 
   function placed(at, length, axis) {
     if (at < -length || at >= length)
-      throw new PyError("IndexError", `index ${at} is out of bounds for axis ${axis} with size ${length}`);
+      refuse("IndexError", `index ${at} is out of bounds for axis ${axis} with size ${length}`);
     return at < 0 ? at + length : at;
   }
 
@@ -292,20 +311,22 @@
     let items = key instanceof Tuple ? [...key] : [key];
     items = items.flatMap(item => {
       if (Array.isArray(item) && !item.length) return [new NDArray(new Float64Array(0), [0], "int")];
-      if (typeof item === "boolean") throw lacks("True and False as an index");
+      if (typeof item === "boolean") lacks("True and False as an index");
       if (Array.isArray(item)) item = asArray(item);
-      if (item instanceof NDArray && item.kind === "float") throw new PyError("IndexError", "arrays used as indices must be of integer (or boolean) type");
+      if (item instanceof NDArray && item.kind === "float")
+        refuse("IndexError", "arrays used as indices must be of integer (or boolean) type");
       if (!(item instanceof NDArray) || item.kind !== "bool") return [item];
-      if (!item.ndim) throw lacks("True and False as an index");
+      if (!item.ndim) lacks("True and False as an index");
       const true_ = [...item.numbers().entries()].filter(([, on]) => on).map(([i]) => i);
       return item.shape.map((length, d) => Object.assign(new NDArray(Float64Array.from(true_,
         i => Math.floor(i / product(item.shape.slice(d + 1))) % length), [true_.length], "int"), { mask: length }));
     });
     const taken = items.filter(item => item !== null && item !== ELLIPSIS).length;
-    if (taken > x.ndim) throw new PyError("IndexError", `too many indices for array: array is ${x.ndim}-dimensional, but ${taken} were indexed`);
+    if (taken > x.ndim)
+      refuse("IndexError", `too many indices for array: array is ${x.ndim}-dimensional, but ${taken} were indexed`);
     const dots = items.filter(item => item === ELLIPSIS).length;
-    if (dots > 1) throw new PyError("IndexError", "an index can only have a single ellipsis ('...')");
-    const whole = Array(x.ndim - taken).fill(new Slice([null, null, null]));
+    if (dots > 1) refuse("IndexError", "an index can only have a single ellipsis ('...')");
+    const whole = Array(x.ndim - taken).fill(ALL);
     if (dots) items.splice(items.indexOf(ELLIPSIS), 1, ...(whole.length ? whole : [ELLIPSIS]));
     else items.push(...whole);
     const byArray = items.some(item => item instanceof NDArray && (item.ndim || item.mask !== undefined));
@@ -325,11 +346,11 @@
         strides.push(stride * by);
         if (count) offset += first * stride;
       } else {
-        if (!(item instanceof NDArray) && typeof item !== "bigint") throw new PyError("IndexError",
-          "only integers, slices (`:`), ellipsis (`...`), numpy.newaxis (`None`) and integer or boolean arrays are valid indices");
+        if (!(item instanceof NDArray) && typeof item !== "bigint") refuse("IndexError",
+          "only integers, slices, ..., None and integer or boolean arrays are valid indices");
         const one = asArray(item);
-        if (one.mask !== undefined && one.mask !== length) throw new PyError("IndexError",
-          `boolean index did not match indexed array along axis ${axis}; size of axis is ${length} but size of corresponding boolean axis is ${one.mask}`);
+        if (one.mask !== undefined && one.mask !== length) refuse("IndexError",
+          `boolean index did not match indexed array along axis ${axis}: it has ${length}, the index ${one.mask}`);
         const at = elementwise(v => placed(v, length, axis) * stride, "int", one);
         if (byArray) {
           if (!lists.length) before = shape.length;
@@ -346,7 +367,8 @@
     const off = lists.map(list => broadcast(list, chosen).numbers());
     const lead = x.view(shape.slice(0, before), strides.slice(0, before), offset).places();
     const tail = x.view(shape.slice(before), strides.slice(before), 0).places();
-    const result = [...shape.slice(0, before), ...chosen, ...shape.slice(before)], places = new Int32Array(room(result).length);
+    const result = [...shape.slice(0, before), ...chosen, ...shape.slice(before)];
+    const places = new Int32Array(room(result).length);
     let k = 0;
     for (const l of lead) for (let c = 0; c < product(chosen); c++) {
       const at = off.reduce((sum, list) => sum + list[c], l);
@@ -363,28 +385,30 @@
 
   function setItem(x, key, value) {
     const found = locate(x, key), shape = found.shape ?? found.view.shape, given = asArray(value);
-    if (!shape.length && given.ndim && x.kind !== "bool") throw new PyError("ValueError", "setting an array element with a sequence.");
+    if (!shape.length && given.ndim && x.kind !== "bool")
+      refuse("ValueError", "setting an array element with a sequence.");
     put(x, found.places ?? found.view.places(), shape, given);
   }
 
   function put(x, places, shape, value) {
-    while (value.ndim > shape.length && value.shape[0] === 1) value = value.view(value.shape.slice(1), value.strides.slice(1));
-    const refused = new PyError("ValueError", `could not broadcast input array from shape ${told(value.shape)} into shape ${told(shape)}`);
-    const numbers = broadcast(value, shape, refused).numbers(), cast = caster(x.kind);
+    while (value.ndim > shape.length && value.shape[0] === 1)
+      value = value.view(value.shape.slice(1), value.strides.slice(1));
+    const otherwise = `could not broadcast input array from shape ${told(value.shape)} into shape ${told(shape)}`;
+    const numbers = broadcast(value, shape, otherwise).numbers(), cast = caster(x.kind);
     work(numbers.length / 20);
     numbers.forEach((number, i) => { x.data[places[i]] = cast(number); });
   }
 
   // A number as an array of this kind keeps it.
   const caster = kind => kind === "float" ? v => v : kind === "bool" ? v => v !== 0 : v => {
-    if (!Number.isFinite(v)) throw new PyError("ValueError", `cannot convert float ${v} to integer`);
+    if (!Number.isFinite(v)) refuse("ValueError", `cannot convert float ${v} to integer`);
     return Math.trunc(v) + 0;
   };
   const cast = (x, kind) => elementwise(caster(kind), kind, x);
 
   Object.assign(python, {
-    NDArray, Tuple, Pair, Slice, KINDS, LARGEST, made, work, array, asArray, room, product, told, higher, broadcast,
-    broadcastShapes, elementwise, operate, negate, matmul, axisOf, reshape, permute, concatenate, stack, insert,
+    NDArray, Tuple, Pair, Slice, along, LARGEST, made, work, array, asArray, room, product, told, higher, broadcast,
+    elementwise, operate, negate, matmul, axisOf, axesOf, reshape, permute, concatenate, stack, insert,
     reduce, sliceOf, getItem, setItem, put, cast, floorDivide, modulo, power,
   });
 })();

@@ -17,11 +17,12 @@
       return this.line === null ? said : `line ${this.line}: ${said}`;
     }
   }
-  const lacks = (what, line) => new PyError(null, what, line);
+  const refuse = (kind, message, line = null) => { throw new PyError(kind, message, line); };
+  const lacks = (what, line = null) => refuse(null, what, line);
 
-  const KEYWORDS = new Set(("False None True and as assert async await break class continue def del elif else except "
-    + "finally for from global if import in is lambda nonlocal not or pass raise return try while with yield").split(" "));
-  const LACKING = new Set("assert async await class except finally from global nonlocal raise try with yield".split(" "));
+  const LACKING = "assert async await class except finally from global nonlocal raise try with yield".split(" ");
+  const KEYWORDS = new Set([...LACKING, ...("False None True and as break continue def del elif else for if import in "
+    + "is lambda not or pass return while").split(" ")]);
   const OPERATORS = ("**= //= <<= >>= ... ** // << >> <= >= == != -> := += -= *= /= %= @= &= |= ^= "
     + "+ - * / % @ < > = ( ) [ ] { } , : . ; & | ^ ~").split(" ");
   const NUMBER = /0[xXbBoO][\da-fA-F_]+|(?:\d(?:_?\d)*\.?(?:\d(?:_?\d)*)?|\.\d(?:_?\d)*)(?:[eE][+-]?\d+)?/y;
@@ -54,7 +55,7 @@
             put("dedent");
           }
           if (width !== indents.at(-1))
-            throw new PyError("IndentationError", "unindent does not match any outer indentation level", line);
+            refuse("IndentationError", "unindent does not match any outer indentation level", line);
         }
         continue;
       }
@@ -73,22 +74,22 @@
       let hit;
       if (/[\d.]/.test(text[at]) && (hit = match(NUMBER))) {
         const digits = hit[0].replace(/_/g, "");
-        if (/[jJ]/.test(text[at])) throw lacks("complex numbers", line);
+        if (/[jJ]/.test(text[at])) lacks("complex numbers", line);
         if (/[\p{L}_]/u.test(text[at] ?? "") || /^0\d*[1-9]\d*$/.test(digits))
-          throw new PyError("SyntaxError", "invalid decimal literal", line);
+          refuse("SyntaxError", "invalid decimal literal", line);
         const whole = /^0[xXbBoO]/.test(digits) || !/[.eE]/.test(digits);
         put("number", whole ? BigInt(digits.replace(/^0+(?=\d)/, "")) : Number(digits));
       } else if ((hit = match(NAME))) {
-        if (/["']/.test(text[at]) && /^[rbfu]{1,2}$/i.test(hit[0])) throw lacks(`strings with ${hit[0]} before them`, line);
+        if (/["']/.test(text[at]) && /^[rbfu]{1,2}$/i.test(hit[0])) lacks(`strings with ${hit[0]} before them`, line);
         put(KEYWORDS.has(hit[0]) ? "keyword" : "name", hit[0]);
       } else if ((hit = match(STRING))) {
         const body = hit.slice(1).find(part => part !== undefined);
-        if (/(^|[^\\])(\\\\)*\\[abfrvxuUN0-7]/.test(body)) throw lacks("this escape in a string", line);
+        if (/(^|[^\\])(\\\\)*\\[abfrvxuUN0-7]/.test(body)) lacks("this escape in a string", line);
         put("string", body.replace(/\\([^])/g, (whole, c) => ESCAPES[c] ?? whole));
         line += hit[0].split("\n").length - 1;
       } else {
         const operator = OPERATORS.find(one => text.startsWith(one, at));
-        if (!operator) throw new PyError("SyntaxError", /["']/.test(text[at]) ? "unterminated string literal"
+        if (!operator) refuse("SyntaxError", /["']/.test(text[at]) ? "unterminated string literal"
           : `invalid character '${String.fromCodePoint(text.codePointAt(at))}'`, line);
         at += operator.length;
         if ("([{".includes(operator)) depth += 1;
@@ -102,7 +103,9 @@
     return found;
   }
 
-  const STRENGTH = { "|": 1, "^": 2, "&": 3, "<<": 4, ">>": 4, "+": 5, "-": 5, "*": 6, "/": 6, "//": 6, "%": 6, "@": 6 };
+  const STRENGTH = {
+    "|": 1, "^": 2, "&": 3, "<<": 4, ">>": 4, "+": 5, "-": 5, "*": 6, "/": 6, "//": 6, "%": 6, "@": 6,
+  };
   const COMPARISONS = new Set(["<", ">", "==", ">=", "<=", "!=", "in", "not", "is"]);
 
   class Parser {
@@ -119,9 +122,10 @@
 
     wrong(expected) {
       const { kind, value, line } = this.token;
-      if (kind === "keyword" && LACKING.has(value)) throw lacks(value, line);
-      if (kind === "indent") throw new PyError("IndentationError", "unexpected indent", line);
-      throw new PyError("SyntaxError", `expected ${expected}, found ${value ?? (kind === "newline" ? "the end of the line" : kind)}`, line);
+      if (kind === "keyword" && LACKING.includes(value)) lacks(value, line);
+      if (kind === "indent") refuse("IndentationError", "unexpected indent", line);
+      const found = value ?? (kind === "newline" ? "the end of the line" : kind);
+      refuse("SyntaxError", `expected ${expected}, found ${found}`, line);
     }
 
     need(value) { return this.take(value) ?? this.wrong(`'${value}'`); }
@@ -140,7 +144,7 @@
       this.need(":");
       if (!this.kind("newline")) return this.simpleLine();
       if (!this.kind("indent"))
-        throw new PyError("IndentationError", "expected an indented block", this.token.line);
+        refuse("IndentationError", "expected an indented block", this.token.line);
       const body = [];
       while (!this.kind("dedent")) body.push(...this.statement());
       return body;
@@ -179,14 +183,14 @@
     params(end) {
       const params = [];
       while (!this.is(end)) {
-        if (this.is("*", "**", "/")) throw lacks(`${this.token.value} in a signature`, this.token.line);
+        if (this.is("*", "**", "/")) lacks(`${this.token.value} in a signature`, this.token.line);
         const { line } = this.token, name = this.name();
         if (params.some(one => one.name === name))
-          throw new PyError("SyntaxError", `duplicate argument '${name}' in function definition`, line);
+          refuse("SyntaxError", `duplicate argument '${name}' in function definition`, line);
         if (end === ")" && this.take(":")) this.expression();  // a type says something to people
         const standard = this.take("=") ? this.expression() : null;
         if (!standard && params.some(one => one.standard))
-          throw new PyError("SyntaxError", "parameter without a default follows parameter with a default", line);
+          refuse("SyntaxError", "parameter without a default follows parameter with a default", line);
         params.push({ name, standard });
         if (!this.take(",")) break;
       }
@@ -218,7 +222,7 @@
         this.target(first);
         return this.node("augmented", { target: first, operator, value: this.list() }, line);
       }
-      if (this.is(":")) throw lacks("types of variables", line);
+      if (this.is(":")) lacks("types of variables", line);
       const sides = [first];
       while (this.take("=")) sides.push(this.list());
       const value = sides.pop();
@@ -228,12 +232,12 @@
 
     // An expression as something to assign to.
     target(node, alone = false) {
-      if (node.type === "attribute") throw lacks("assigning to attributes", node.line);
+      if (node.type === "attribute") lacks("assigning to attributes", node.line);
       if (node.type === "name") this.bound.add(node.name);
       else if (["list", "tuple"].includes(node.type) && !alone) node.items.forEach(one => this.target(one));
       else if (node.type === "star" && !alone) this.target(node.value);
       else if (node.type !== "subscript")
-        throw new PyError("SyntaxError", "cannot assign to this expression", node.line);
+        refuse("SyntaxError", "cannot assign to this expression", node.line);
       return node;
     }
 
@@ -362,7 +366,7 @@
       const args = [], named = [];
       while (!this.is(")")) {
         const next = this.tokens[this.at + 1];
-        if (this.is("**")) throw lacks("** in a call", line);
+        if (this.is("**")) lacks("** in a call", line);
         if (this.token.kind === "name" && next.kind === "operator" && next.value === "=") {
           const name = this.name();
           this.need("=");
@@ -370,7 +374,7 @@
         } else {
           const value = this.starred();
           if (named.length && value.type !== "star")
-            throw new PyError("SyntaxError", "positional argument follows keyword argument", line);
+            refuse("SyntaxError", "positional argument follows keyword argument", line);
           args.push(this.is("for") ? this.comprehension("list", [value], line) : value);
         }
         if (!this.take(",")) break;
@@ -425,7 +429,7 @@
         const pairs = [];
         while (!this.is("}")) {
           const key = this.expression();
-          if (!this.is(":")) throw lacks("sets", line);
+          if (!this.is(":")) lacks("sets", line);
           this.need(":");
           pairs.push([key, this.expression()]);
           if (this.is("for")) {
@@ -450,6 +454,6 @@
   Parser.ELLIPSIS = Symbol("...");
 
   Object.assign(mllama, {
-    python: { PyError, lacks, ELLIPSIS: Parser.ELLIPSIS, parse: text => new Parser(text).program() },
+    python: { PyError, refuse, lacks, ELLIPSIS: Parser.ELLIPSIS, parse: text => new Parser(text).program() },
   });
 })();

@@ -8,7 +8,7 @@ const mllamaScripts = {
   ],
   page: ["page", "switches", "paper", "looks", "live", "figure", "predict", "exercise"],
   // Where code is to be written: a small part of Python.
-  code: ["python_parse", "python_arrays", "python_numbers", "python_run", "code"],
+  code: ["python_parse", "python_arrays", "python_numbers", "python_values", "python_run", "code"],
 };
 
 if (typeof document === "object") {

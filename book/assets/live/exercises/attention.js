@@ -24,9 +24,10 @@
         return [...linear(output, o, size)];
       });
       if (tokens > 1) {
-        const later = tensor(x.shape, x.numbers().map((number, i) => Math.floor(i / width) % tokens === tokens - 1 ? number + 1 : number));
+        const isLast = i => Math.floor(i / width) % tokens === tokens - 1;
+        const later = tensor(x.shape, x.numbers().map((number, i) => isLast(i) ? number + 1 : number));
         const again = numbersOf(head(later, ...matrices), x.shape, "");
-        const before = numbers => numbers.filter((_, i) => Math.floor(i / width) % tokens < tokens - 1);
+        const before = numbers => numbers.filter((_, i) => !isLast(i));
         expect(apart(before(again), before(got)) < 1e-4, "a change of the last token changes what comes before it");
       }
       const off = apart(got, wanted);

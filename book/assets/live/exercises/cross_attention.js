@@ -23,8 +23,9 @@
 
   codeExercise("nothing-to-see", ["attend"], attend => {
     const [rows, keys, size] = [6, 9, 8];
-    const sees = tensor([rows, keys], i => [1, 4].includes(Math.floor(i / keys)) ? 0 : Number(i % keys === 0 || Math.random() < 0.5), "bool");
-    const may = sees.numbers(), blind = i => [1, 4].includes(Math.floor(i / size));
+    const isBlind = row => row === 1 || row === 4, blind = i => isBlind(Math.floor(i / size));
+    const drawn = i => !isBlind(Math.floor(i / keys)) && (i % keys === 0 || Math.random() < 0.5);
+    const sees = tensor([rows, keys], i => Number(drawn(i)), "bool"), may = sees.numbers();
     for (const scale of [1, 300]) {  // e to the power of such scores is no double
       const [query, key] = [rows, keys].map(n => tensor([n, size], () => scale * gauss())), value = randn(keys, size);
       const large = scale === 1 ? "" : ", with large scores";
@@ -33,7 +34,7 @@
       expect(got.every(Number.isFinite), `the output is not finite${large}`);
       expect(got.every((number, i) => !blind(i) || number === 0), "a row that sees nothing gets something");
       const { output } = attentionByHand(query.numbers(), key.numbers(), value.numbers(), size, 1, 1,
-        (t, s) => [1, 4].includes(t) || may[t * keys + s] === 1);
+        (t, s) => isBlind(t) || may[t * keys + s] === 1);
       const off = apart(got.filter((_, i) => !blind(i)), output.filter((_, i) => !blind(i)));
       expect(off < 1e-4, `rows that see something are ${few(off)} off${large}`);
       expect(!nan, `a NaN is made on the way${large}, and comes back in the gradient`);

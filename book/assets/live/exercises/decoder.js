@@ -1,7 +1,7 @@
 "use strict";
 // Chapter 4: the checks of its exercises that can be answered in the page.
 (() => {
-  const { exercise, expect, codeExercise, python } = mllama;
+  const { exercise, expect, codeExercise, draw, python } = mllama;
 
   exercise("untrained-and-tied", answer => {
     expect(["a", "b", "c", "d"].includes(answer), "the answer is one of the four letters");
@@ -18,7 +18,7 @@
   });
 
   codeExercise("count-parameters", ["count_parameters"], count => {
-    const some = (...numbers) => numbers[Math.floor(numbers.length * Math.random())];
+    const some = (...numbers) => numbers[draw(0, numbers.length)];
     for (let trial = 0; trial < 12; trial++) {
       const config = {
         vocab_size: some(300, 128256), num_extra_embeddings: some(0, 8), hidden_size: some(64, 4096),
@@ -36,8 +36,9 @@
       if (!config.tie_word_embeddings) every.model.push([config.vocab_size, width]);
       const size = shapes => shapes.reduce((sum, shape) => sum + shape.reduce((a, b) => a * b), 0);
       const wanted = size(every.model) + config.num_hidden_layers * size(every.layer);
-      const given = Object.entries(config).map(([name, value]) => [name, typeof value === "number" ? BigInt(value) : value]);
-      const off = Number(count(python.thing("TextConfig", Object.fromEntries(given)))) - wanted;
+      const asPython = value => typeof value === "number" ? BigInt(value) : value;
+      const given = Object.fromEntries(Object.entries(config).map(([name, value]) => [name, asPython(value)]));
+      const off = Number(count(python.thing("TextConfig", given))) - wanted;
       const told = Object.entries(config).map(([name, value]) => `${name} ${value}`).join(", ");
       expect(off === 0, `${Math.abs(off).toLocaleString("en")} too ${off > 0 ? "many" : "few"}, with ${told}`);
     }

@@ -31,10 +31,12 @@
   codeExercise("order-without-a-list", ["place"], place => {
     const at = (i, count, seed) => {
       const found = place(BigInt(i), BigInt(count), BigInt(seed));
-      expect(typeof found === "bigint" && found >= 0n && found < BigInt(count), `of ${count} samples some places are no int from 0 on`);
+      const isPlace = typeof found === "bigint" && found >= 0n && found < BigInt(count);
+      expect(isPlace, `of ${count} samples some places are no int from 0 on`);
       return Number(found);
     };
-    const distances = (order, count) => new Set(order.slice(1).map((found, i) => (found - order[i] + count) % count)).size;
+    const distances = (order, count) =>
+      new Set(order.slice(1).map((found, i) => (found - order[i] + count) % count)).size;
     const seeds = [0, 1], orders = {};
     for (const count of [1, 2, 7, 100, 1000]) for (const seed of seeds) {
       const order = Array.from({ length: count }, (_, i) => at(i, count, seed)), twice = count - new Set(order).size;

@@ -39,27 +39,32 @@
     for (const [width, count] of [[4, 5], [6, 2]]) {
       const n = 100, all = width * (count + 1), weight = randn(9, all), common = randn(n, width).numbers();
       // States of different sizes, each with a mean, and akin to one another.
-      const states = Array.from({ length: count + 1 }, (_, j) => common.map(number => (j + 1) * (gauss() + 1) + 2 * number));
+      const states = Array.from({ length: count + 1 }, (_, j) =>
+        common.map(number => (j + 1) * (gauss() + 1) + 2 * number));
       const features = tensor([n, all], interleaved(states, n, width));
       const ask = given => {
         const result = shares(given, weight, BigInt(width));
-        const list = Array.isArray(result) ? result.map(one => Number(one instanceof python.NDArray ? one.numbers()[0] : one)) : null;
-        return Float64Array.from(list ?? numbersOf(result, [count + 1], `for ${count + 1} states`));
+        if (Array.isArray(result)) return Float64Array.from(result, one => python.number(one));
+        return numbersOf(result, [count + 1], `for ${count + 1} states`);
       };
       const got = ask(features), sum = got.reduce((a, b) => a + b, 0);
       expect(got.length === count + 1, `for ${count + 1} states it returns ${got.length}`);
       expect(Math.abs(sum - 1) < 1e-4, `the shares add up to ${sum.toFixed(3)}`);
-      const moved = tensor([n, all], features.numbers().map((number, i) => i % all >= width && (i % all - width) % count === 0 ? number + 10 : number));
-      expect(apart(ask(moved), got) < 1e-3, "a state counts for more when the same is added to all tokens");
+      const belongs = (i, j) => j === 0 ? i % all < width : i % all >= width && (i % all - width) % count === j - 1;
+      const moved = features.numbers().map((number, i) => belongs(i, 1) ? number + 10 : number);
+      expect(apart(ask(tensor([n, all], moved)), got) < 1e-3,
+        "a state counts for more when the same is added to all tokens");
       // What each part adds, by leaving all others out of the features.
       const spread = numbers => {
-        const y = linear(numbers, weight.numbers(), all), mean = Array.from({ length: 9 }, (_, o) => y.filter((_, i) => i % 9 === o).reduce((a, b) => a + b) / n);
+        const y = linear(numbers, weight.numbers(), all), mean = new Float64Array(9);
+        y.forEach((number, i) => { mean[i % 9] += number / n; });
         return y.map((number, i) => number - mean[i % 9]);
       };
-      const total = spread(features.numbers()), dot = numbers => numbers.reduce((add, number, i) => add + number * total[i], 0);
+      const total = spread(features.numbers());
+      const dot = numbers => numbers.reduce((add, number, i) => add + number * total[i], 0);
       for (let j = 0; j <= count; j++) {
-        const belongs = channel => j === 0 ? channel < width : channel >= width && (channel - width) % count === j - 1;
-        const off = Math.abs(got[j] - dot(spread(features.numbers().map((number, i) => belongs(i % all) ? number : 0))) / dot(total));
+        const only = features.numbers().map((number, i) => belongs(i, j) ? number : 0);
+        const off = Math.abs(got[j] - dot(spread(only)) / dot(total));
         expect(off < 1e-3, `the share of state ${j} is ${off.toFixed(2)} off`);
       }
     }

@@ -50,7 +50,8 @@
       expect(Array.isArray(both) && both.length === 2, "it returns no pair");
       const [kept, instead] = both.map((part, i) => numbersOf(part, shape, `as ${["kept", "instead"][i]}`));
       for (const [called, numbers] of Object.entries({ kept, instead }))
-        expect(numbers.every(number => Number.isFinite(number) && number >= -1e-6), `${name}: ${called} has values that are nan or below 0`);
+        expect(numbers.every(number => Number.isFinite(number) && number >= -1e-6),
+          `${name}: ${called} has values that are nan or below 0`);
       expect(Math.max(...kept) <= 1 + 1e-6, `${name}: a token is kept with more than 1`);
       const add = numbers => numbers.reduce((a, b) => a + b, 0), total = add(instead);
       expect(Math.abs(total - 1) < 1e-4, `${name}: instead has a sum of ${total.toFixed(3)}`);

@@ -19,10 +19,11 @@
   codeExercise("merge-two", ["one_pair"], onePair => {
     const [ins, outs] = [9, 7];
     for (const settings of [[[2, 4], [2, 4]], [[2, 2], [3, 1]], [[1, 8], [2, 3]]]) {
-      const pairs = settings.map(([rank, alpha]) => ({ A: randn(rank, ins), B: randn(outs, rank), rank: BigInt(rank), scale: alpha / rank }));
+      const pairs = settings.map(([rank, alpha]) => (
+        { A: randn(rank, ins), B: randn(outs, rank), rank: BigInt(rank), scale: alpha / rank }));
       const result = onePair(...pairs.map(pair => python.thing("LowRank", pair)));
-      const matrices = Array.isArray(result) && result.length === 2 && result.every(one => one instanceof python.NDArray && one.ndim === 2);
-      expect(matrices, "it returns no pair of matrices");
+      const isMatrix = one => one instanceof python.NDArray && one.ndim === 2;
+      expect(Array.isArray(result) && result.length === 2 && result.every(isMatrix), "it returns no pair of matrices");
       const [a, b] = result, told = settings.map(([rank, alpha]) => `rank ${rank} and alpha ${alpha}`).join(", ");
       const fits = a.shape[1] === ins && b.shape[0] === outs && a.shape[0] === b.shape[1];
       expect(fits, `for ${ins} inputs and ${outs} outputs A is [${a.shape.join(", ")}] and B [${b.shape.join(", ")}]`);

@@ -26,7 +26,8 @@
     const turned = (x, position) => applyRope(Float32Array.from(x), size, ropeCosSin(speeds, [position]));
     for (const distance of [100, 7, 300]) {
       const key = randn(size), length = Math.hypot(...key.numbers());
-      const query = numbersOf(queryFor(key, tensor([size / 2], speeds), BigInt(distance)), [size], "for a key of 128 numbers");
+      const made = queryFor(key, tensor([size / 2], speeds), BigInt(distance));
+      const query = numbersOf(made, [size], "for a key of 128 numbers");
       const longer = Math.hypot(...query) / length;
       expect(Math.abs(longer - 1) < 1e-3, `it is ${longer.toPrecision(3)} times as long as the key`);
       const asks = turned(query, 1000);

@@ -1,7 +1,7 @@
 "use strict";
 // Chapter 14: the checks of its exercises that can be answered in the page.
 (() => {
-  const { exercise, expect, codeExercise, python, python: { withSignature, Tuple, number } } = mllama;
+  const { exercise, expect, codeExercise, draw, python, python: { withSignature, Tuple, number } } = mllama;
 
   exercise("bytes-of-a-parameter", answer => {
     const number = 4, gradient = 4, averages = 2 * 4;
@@ -28,9 +28,9 @@
   codeExercise("longest-text", ["longest"], longest => {
     for (const tokens of [900, 3000]) {
       // A step's peak as it is on the small model: in short texts another part of the step has it.
-      const draw = (from, to) => Math.floor(from + (to - from) * Math.random());
       const [anyway, each, short] = [draw(4e5, 1e6), 3 * draw(1e3, 4e3), draw(105, 140)];
-      const peak = length => anyway + each * Math.max(length, (2 * length + short) / 3), room = peak(tokens) + draw(1, each);
+      const peak = length => anyway + each * Math.max(length, (2 * length + short) / 3);
+      const room = peak(tokens) + draw(1, each);
       let asked = 0;
       const costOf = ([length]) => {
         asked += 1;
@@ -44,7 +44,8 @@
       expect(typeof found === "bigint", `it returns ${python.shown(found)}, no whole number`);
       expect(length > 16, `it returns ${length} tokens`);
       expect(length < 1e5, `it returns ${length.toLocaleString("en")} tokens: far too many`);
-      const share = `a text of ${length.toLocaleString("en")} tokens takes ${(peak(length) / room).toFixed(2)} of the room`;
+      const told = length.toLocaleString("en"), part = (peak(length) / room).toFixed(2);
+      const share = `a text of ${told} tokens takes ${part} of the room`;
       expect(peak(length) <= room, share);
       expect(peak(length + Math.floor(length / 50)) > room, `${share}: more fit`);
     }
@@ -63,8 +64,8 @@
       return interval(low * factor, asked * factor)[1] < interval(high * factor, asked * factor)[0];
     };
     const fresh = Array.from({ length: 4 }, () => {
-      const asked = 40 + Math.floor(60 * Math.random()), right = 5 + Math.floor(25 * Math.random());
-      return [right, right + 3 + Math.floor(6 * Math.random()), asked];
+      const right = draw(5, 30);
+      return [right, right + draw(3, 9), draw(40, 100)];
     });
     for (const [right, other, asked] of [[22, 8, 76], [10, 3, 38], [14, 10, 38], [10, 14, 38], ...fresh]) {
       const answer = times(BigInt(right), BigInt(other), BigInt(asked)), factor = Number(answer);
@@ -73,5 +74,8 @@
       expect(part(right, other, asked, factor), `${told}: there they overlap`);
       expect(factor === 1 || !part(right, other, asked, factor - 1), `${told}: fewer are enough`);
     }
-  }, { interval: withSignature("interval", "right total", (right, total) => Tuple.from(interval(number(right), number(total)))) });
+  }, {
+    interval: withSignature("interval", "right total",
+      (right, total) => Tuple.from(interval(number(right), number(total)))),
+  });
 })();

@@ -1,7 +1,7 @@
 "use strict";
 // Chapter 11: the checks of its exercises that can be answered in the page.
 (() => {
-  const { exercise, expect, codeExercise, python } = mllama;
+  const { exercise, expect, codeExercise, draw, python } = mllama;
 
   exercise("gates-recall", answer => {
     // Gradients of (tanh(g) f - 1)² in two steps from g = 0, f = .7.
@@ -40,10 +40,11 @@
   codeExercise("which-labels", ["labels_of"], labelsOf => {
     // A header of three tokens, as in the chat format, and an end; what is between them is drawn.
     const [begin, user, assistant, close, end] = [301, 302, 303, 304, 305];
-    const header = role => [begin, role, close], words = () => Array.from({ length: 1 + Math.floor(4 * Math.random()) }, () => Math.floor(300 * Math.random()));
-    const ids = numbers => numbers.map(BigInt);
+    const header = role => [begin, role, close], ids = numbers => numbers.map(BigInt);
+    const words = () => Array.from({ length: draw(1, 5) }, () => draw(0, 300));
+    const special = { "<|eot_id|>": end, "<|start_header_id|>": begin, "<|end_header_id|>": close };
     const tokenizer = python.thing("Tokenizer", {
-      special: python.dict([["<|eot_id|>", BigInt(end)], ["<|start_header_id|>", BigInt(begin)], ["<|end_header_id|>", BigInt(close)]]),
+      special: python.dict(Object.entries(special).map(([name, id]) => [name, BigInt(id)])),
       encode_header: ([role]) => ids(header(role === "assistant" ? assistant : user)),
     });
     for (const turns of [1, 2, 3]) {
@@ -59,7 +60,8 @@
       expect(got.length === tokens.length, `${tokens.length} tokens get ${got.length} labels`);
       expect(got.includes(end), "nothing teaches it to stop");
       const shifted = [-100, ...wanted.slice(0, -1)];
-      expect(got.some((label, i) => label !== shifted[i]), "a label stands where its own token is, and not where it is to be predicted");
+      expect(got.some((label, i) => label !== shifted[i]),
+        "a label stands where its own token is, and not where it is to be predicted");
       const off = got.filter((label, i) => label !== wanted[i]).length;
       expect(off === 0, `with ${turns} questions, ${off} of ${tokens.length} labels differ`);
     }
