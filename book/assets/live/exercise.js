@@ -1,5 +1,5 @@
 "use strict";
-// Exercises whose answer is a number, a word or a choice are checked in the page too.
+// Exercises whose answer is a number, a word, a choice or some code are checked in the page too.
 //
 //     <div class="mllama-exercise" data-chapter="attention" data-exercise="cache-bytes">
 //     <p>What to answer.</p></div>
