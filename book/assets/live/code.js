@@ -89,6 +89,16 @@
     remove: name => { try { localStorage.removeItem(name); } catch { /* was not kept */ } },
   };
 
+  // What can be used, from the tables themselves.
+  function known() {
+    const { np, math } = python.MODULES, names = list => [...list].sort().join(" ");
+    const part = (what, list) => el("p", {}, `${what}: `, el("code", {}, names(list)));
+    return el("details", { className: "exercise-keys" }, el("summary", {}, "What the page knows of Python"),
+      el("p", {}, "def, lambda, if, for, while, assignments, comprehensions, slices, lists, tuples, dicts, text."),
+      part("Always there", python.ALWAYS), part("Of np and torch", np.keys()),
+      part("Of an array", ["shape", "ndim", "T", ...Object.keys(python.METHODS)]), part("Of math", math.keys()));
+  }
+
   // Type text where the cursor is, so that it can be undone.
   function type(area, text) {
     area.focus();
@@ -142,7 +152,7 @@
     const button = (text, onclick) => el("button", { type: "button", onclick }, text);
     root.append(el("label", { htmlFor: name }, "Your code"), area,
       el("div", { className: "predict-buttons" }, button("Check", tell),
-        button("Four spaces", () => type(area, "    ")), button("Start again", again)), note, said, output);
+        button("Four spaces", () => type(area, "    ")), button("Start again", again)), note, said, output, known());
     grow();
   }
 

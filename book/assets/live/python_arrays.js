@@ -47,14 +47,21 @@
         for (const from of found) for (let i = 0; i < length; i++) next[k++] = from + i * this.strides[d];
         found = next;
       });
+      work(found.length / 20);
       return found;
     }
 
-    numbers() { return Float64Array.from(this.places(), place => this.data[place]); }
+    numbers() { return taken(this.data, this.places()); }
     copy(kind = this.kind) { return array(this.numbers(), this.shape, kind); }
     value(number = this.data[this.offset]) {  // as Python has it
       return this.kind === "bool" ? number !== 0 : this.kind === "int" ? BigInt(number) : number;
     }
+  }
+
+  function taken(data, places) {
+    const numbers = new Float64Array(places.length);
+    for (let i = 0; i < places.length; i++) numbers[i] = data[places[i]];
+    return numbers;
   }
 
   // A new array of these numbers. Every array that is computed comes by here.
@@ -317,16 +324,16 @@
         refuse("IndexError", "arrays used as indices must be of integer (or boolean) type");
       if (!(item instanceof NDArray) || item.kind !== "bool") return [item];
       if (!item.ndim) lacks("True and False as an index");
-      const true_ = [...item.numbers().entries()].filter(([, on]) => on).map(([i]) => i);
-      return item.shape.map((length, d) => Object.assign(new NDArray(Float64Array.from(true_,
-        i => Math.floor(i / product(item.shape.slice(d + 1))) % length), [true_.length], "int"), { mask: length }));
+      const on = [...item.numbers().entries()].filter(([, on]) => on).map(([i]) => i);
+      return item.shape.map((length, d) => Object.assign(new NDArray(Float64Array.from(on,
+        i => Math.floor(i / product(item.shape.slice(d + 1))) % length), [on.length], "int"), { mask: length }));
     });
-    const taken = items.filter(item => item !== null && item !== ELLIPSIS).length;
-    if (taken > x.ndim)
-      refuse("IndexError", `too many indices for array: array is ${x.ndim}-dimensional, but ${taken} were indexed`);
+    const given = items.filter(item => item !== null && item !== ELLIPSIS).length;
+    if (given > x.ndim)
+      refuse("IndexError", `too many indices for array: array is ${x.ndim}-dimensional, but ${given} were indexed`);
     const dots = items.filter(item => item === ELLIPSIS).length;
     if (dots > 1) refuse("IndexError", "an index can only have a single ellipsis ('...')");
-    const whole = Array(x.ndim - taken).fill(ALL);
+    const whole = Array(x.ndim - given).fill(ALL);
     if (dots) items.splice(items.indexOf(ELLIPSIS), 1, ...(whole.length ? whole : [ELLIPSIS]));
     else items.push(...whole);
     const byArray = items.some(item => item instanceof NDArray && (item.ndim || item.mask !== undefined));
@@ -380,7 +387,7 @@
   function getItem(x, key) {
     const { view, copied, places, shape } = locate(x, key);
     if (view) return copied ? view.copy() : view;
-    return array(Float64Array.from(places, place => x.data[place]), shape, x.kind);
+    return array(taken(x.data, places), shape, x.kind);
   }
 
   function setItem(x, key, value) {
@@ -396,7 +403,7 @@
     const otherwise = `could not broadcast input array from shape ${told(value.shape)} into shape ${told(shape)}`;
     const numbers = broadcast(value, shape, otherwise).numbers(), cast = caster(x.kind);
     work(numbers.length / 20);
-    numbers.forEach((number, i) => { x.data[places[i]] = cast(number); });
+    for (let i = 0; i < numbers.length; i++) x.data[places[i]] = cast(numbers[i]);
   }
 
   // A number as an array of this kind keeps it.

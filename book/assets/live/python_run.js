@@ -249,13 +249,13 @@
     }
 
     of_call({ called: f, args, named }, scope) {
-      const function_ = this.value(f, scope), given = this.items(args, scope);
-      return called(function_, given, named.map(([name, value]) => [name, this.value(value, scope)]));
+      const made_function = this.value(f, scope), given = this.items(args, scope);
+      return called(made_function, given, named.map(([name, value]) => [name, this.value(value, scope)]));
     }
 
     of_def({ name, params, body, own }, scope) {
       const standards = params.map(({ standard }) => standard ? [this.value(standard, scope)] : null);
-      const function_ = (args, named) => {
+      const made_function = (args, named) => {
         const inner = new Scope(scope, own), names = params.map(param => param.name);
         if (args.length > names.length)
           typeError(`${name}() takes ${names.length} positional arguments but ${args.length} were given`);
@@ -280,7 +280,7 @@
           this.depth -= 1;
         }
       };
-      return Object.assign(function_, { pyName: name });
+      return Object.assign(made_function, { pyName: name });
     }
   }
 

@@ -78,8 +78,13 @@
     return Boolean(value);
   }
 
+  function characters(text) {
+    work(text.length / 20);
+    return [...text];
+  }
+
   function lengthOf(value) {
-    if (typeof value === "string") return [...value].length;
+    if (typeof value === "string") return characters(value).length;
     if (Array.isArray(value)) return value.length;
     if (value instanceof Map) return value.size;
     if (value instanceof Range) {
@@ -279,7 +284,7 @@
     if (!Array.isArray(value) && typeof value !== "string" && !(value instanceof Range))
       typeError(`'${typeName(value)}' object is not subscriptable`);
     const isPart = value instanceof Range && key instanceof Slice;
-    const items = typeof value === "string" ? [...value] : isPart ? all(value) : value;
+    const items = typeof value === "string" ? characters(value) : isPart ? all(value) : value;
     const length = lengthOf(value), name = typeName(value) === "str" ? "string" : typeName(value);
     if (key instanceof Slice) {
       const { first, by, count } = python.sliceOf(key, length);
@@ -326,6 +331,7 @@
   // Put items into a list for `count` of its own.
   function replace(list, at, count, items) {
     const rest = list.slice(at + count);
+    work((items.length + rest.length) / 20);
     roomy(at + items.length + rest.length);
     list.length = at;
     for (const item of items) list.push(item);
@@ -342,7 +348,7 @@
       const { first, by, count } = python.sliceOf(key, target.length);
       const gone = new Set(Array.from({ length: count }, (_, i) => first + i * by));
       replace(target, 0, target.length, target.filter((_, i) => !gone.has(i)));
-    } else target.splice(position(key, target.length, "list", "assignment "), 1);
+    } else replace(target, position(key, target.length, "list", "assignment "), 1, []);
   }
 
   // ---- Attributes and built-in functions --------------------------------------------------
@@ -487,12 +493,11 @@
     return even ? Math.sign(value) * Number(down) : Number(value.toFixed(places));
   }
 
-  const lazily = (name, values) => new Lazy(name, values);
   function* zipped(items) {
-    const all_ = items.map(iterate);
-    while (all_.length) {
+    const sources = items.map(iterate);
+    while (sources.length) {
       const next = [];
-      for (const one of all_) {
+      for (const one of sources) {
         const { value, done } = one.next();
         if (done) return;
         next.push(value);
@@ -511,11 +516,11 @@
     define("len", "x", x => BigInt(lengthOf(x)));
     define("range", "start stop=- step=1", (start, stop, step) => {
       const [a, b, c] = stop === NONE ? [0n, start, 1n] : [start, stop, step];
-      const [x, y, z] = [a, b, c].map(v => BigInt(whole_(v)));
+      const [x, y, z] = [a, b, c].map(v => BigInt(index(v)));
       if (z === 0n) refuse("ValueError", "range() arg 3 must not be zero");
       return new Range(x, y, z);
     });
-    const whole_ = v => isInt(v) ? v : whole(v);
+    const index = v => isInt(v) ? v : whole(v);
     define("sum", "items start=0", (items, start) => {
       let sum = start;
       for (const item of iterate(items)) sum = binary("+", sum, item);
@@ -528,16 +533,21 @@
     });
     define("round", "number ndigits=None", round);
     define("sorted", "items key=None reverse=False", ordered);
-    define("reversed", "items", items => lazily("reversed", all(items).reverse()));
-    define("zip", "*items", items => lazily("zip", zipped(items)));
-    define("enumerate", "items start=0", (items, start) => lazily("enumerate", numbered(items, BigInt(whole(start)))));
+    define("reversed", "items", items => new Lazy("reversed", all(items).reverse()));
+    define("zip", "*items", items => new Lazy("zip", zipped(items)));
+    define("enumerate", "items start=0", (items, start) =>
+      new Lazy("enumerate", numbered(items, BigInt(whole(start)))));
     define("int", "x=0", toInt);
     define("float", "x=0", toFloat);
     define("bool", "x=False", truth);
     define("list", "items=-", items => items === NONE ? [] : all(items));
     define("tuple", "items=-", items => items === NONE ? Tuple.of() : Tuple.from(all(items)));
     define("dict", "items=-", items => dict(items === NONE ? [] : all(items)));
-    define("str", "x", x => typeof x === "string" ? x : shown(x));
+    define("str", "x", x => {
+      const text = typeof x === "string" ? x : shown(x);
+      work(text.length / 10);
+      return text;
+    });
     define("any", "items", items => all(items).some(truth));
     define("all", "items", items => all(items).every(truth));
     define("divmod", "a b", (a, b) => Tuple.from([binary("//", a, b), binary("%", a, b)]));
@@ -551,9 +561,10 @@
     return new Map([...table, ["NotImplemented", NOT_IMPLEMENTED]]);
   }
 
+  const ALWAYS = [...builtins({}).keys()].filter(name => !Object.hasOwn(MODULES, name));
   Object.assign(python, {
-    typeName, typeError, shown, listed, truth, iterate, all, roomy, isNumber, isInt, binary, same, compare, plain,
-    keyOf, dict, keep, get, set, replace, remove, attribute, called, builtins, NOT_IMPLEMENTED,
+    ALWAYS, typeName, typeError, shown, listed, truth, iterate, all, roomy, isNumber, isInt, binary, same, compare,
+    plain, keyOf, dict, keep, get, set, replace, remove, attribute, called, builtins, NOT_IMPLEMENTED,
     thing: (name, attributes) => new Thing(name, attributes),
   });
 })();
