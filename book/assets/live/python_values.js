@@ -550,6 +550,8 @@
     });
     define("any", "items", items => all(items).some(truth));
     define("all", "items", items => all(items).every(truth));
+    define("slice", "start stop=- step=None", (start, stop, step) =>
+      stop === NONE ? new Slice(null, start, null) : new Slice(start, stop, step));
     define("divmod", "a b", (a, b) => Tuple.from([binary("//", a, b), binary("%", a, b)]));
     define("print", "*items", items => {
       program.printed += `${items.map(item => typeof item === "string" ? item : shown(item)).join(" ")}\n`;
