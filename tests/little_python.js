@@ -36,7 +36,7 @@ const commands = {
     return { result: told(program.get("result") ?? null), printed: program.printed };
   })),
   check: ({ chapter, answers }) => {
-    run(`exercises/${chapter}`);
+    run(`exercises/${chapter}_code`);
     return answers.map(([label, source]) => mllama.checkAnswer(label, source));
   },
 };

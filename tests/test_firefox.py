@@ -100,6 +100,8 @@ def test_code_is_checked_as_in_node(tab, live_site):
     body = "".join(place.format(chapter, n) for n, (chapter, *_) in ANSWERS.items())
     tab.open(live.write_page(live_site, "firefox_code", body))
     tab.wait_for(f"document.querySelectorAll('textarea').length === {len(ANSWERS)}")
+    tab.evaluate("document.querySelector('.mllama-exercise button').click()")
+    tab.wait_for("document.querySelector('.exercise-said').textContent")
     for label, (_, right, _) in ANSWERS.items():
         for code, verdict in ((right, "right"), (next(wrong_code(label)), "not yet: ")):
             told = tab.evaluate(f"mllama.checkAnswer({label!r}, {json.dumps(code)})")

@@ -90,6 +90,7 @@ def differences(page, sources, several=False):
 EXPRESSIONS = (Path(__file__).parent / "little_python.txt").read_text("utf-8")
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_expressions_are_what_python_and_numpy_say(page):
     """Each line of little_python.txt, also those that Python refuses."""
     sources = [f"result = {line}" for line in EXPRESSIONS.splitlines()]

@@ -128,7 +128,10 @@ def test_an_exercise_is_written_in_its_chapter(page, site, width):
     page.set_viewport_size({"width": width, "height": 800})
     page = opened(page, site, "notebooks/07_global_vision")
     box = page.locator("[data-exercise=projector-for-blocks]")
-    area, said = box.get_by_label("Your code"), box.locator(".exercise-said")
+    area, said = (
+        box.get_by_label("Your code"),
+        box.locator(".exercise-said:not(:empty)"),
+    )
     assert area.input_value().startswith("def for_blocks(weight, width):\n")
     area.focus()
     for step, verdict in (("::2", "not yet: "), ("::kept", "right")):
@@ -142,6 +145,7 @@ def test_an_exercise_is_written_in_its_chapter(page, site, width):
             page.keyboard.type(line)
             page.keyboard.press("Enter")
         page.keyboard.press("Control+Enter")
+        said.wait_for()
         assert said.inner_text().startswith(verdict)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     style = area.evaluate("a => getComputedStyle(a).outlineStyle")

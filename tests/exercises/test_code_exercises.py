@@ -96,7 +96,9 @@ def test_the_place_as_the_book_left_it_is_not_answered(page, label):
 def test_no_check_tells_what_is_right():
     """What a check of the page says stands in its text: no code of an answer does."""
     for label, (chapter, right, _) in ANSWERS.items():
-        text = (live.LIVE / "exercises" / f"{chapter}.js").read_text(encoding="utf-8")
+        text = (live.LIVE / "exercises" / f"{chapter}_code.js").read_text(
+            encoding="utf-8"
+        )
         (check_text,) = re.findall(
             rf'codeExercise\("{label}".*?^  }}', text, re.M | re.S
         )
@@ -121,7 +123,16 @@ def opened(browser, live_site, label, width):
     body = BOX.format(chapter=ANSWERS[label][0], label=label, code=cell(label, "try"))
     page.goto(live.write_page(live_site, f"code-{label}", body))
     page.wait_for_selector("textarea")
+    # What checks it comes with the first check.
+    assert not page.evaluate("'python' in mllama")
     return page, said
+
+
+def verdict(page):
+    """What the page says, once the check has been loaded and has run."""
+    said = page.locator(".exercise-said:not(:empty)")
+    said.wait_for()
+    return said.inner_text()
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -131,13 +142,13 @@ def test_code_is_typed_checked_and_kept(browser, live_site, width):
     area = page.get_by_label("Your code")
     begun = area.input_value()
     assert begun.startswith("def for_blocks(weight, width):\n") and "check" not in begun
-    verdict = page.locator(".exercise-said")
-    assert verdict.get_attribute("aria-live") == "polite"
+    live_region = page.locator(".exercise-said").get_attribute("aria-live")
+    assert live_region == "polite"
 
     page.keyboard.press("Tab")
     assert area.evaluate("a => a === document.activeElement")
     page.keyboard.press("Control+Enter")
-    assert verdict.inner_text() == "not answered yet"
+    assert verdict(page) == "not answered yet"
 
     page.keyboard.press("Control+A")
     for line in (
@@ -152,7 +163,7 @@ def test_code_is_typed_checked_and_kept(browser, live_site, width):
     page.keyboard.press("Tab")  # moves on, to the button
     assert page.evaluate("document.activeElement.textContent") == "Check"
     page.keyboard.press("Enter")
-    assert re.search(r"not yet: with 5 kept states of 4 .* off", verdict.inner_text())
+    assert re.search(r"not yet: with 5 kept states of 4 .* off", verdict(page))
 
     wrong = area.input_value()
     cut = "weight[:, width + j * width : 2 * width + j * width]"
@@ -160,7 +171,7 @@ def test_code_is_typed_checked_and_kept(browser, live_site, width):
     page.keyboard.press("Control+A")
     page.keyboard.insert_text(wrong.replace(cut, "weight[:, width + j :: kept]"))
     page.keyboard.press("Control+Enter")
-    assert verdict.inner_text() == "right"
+    assert verdict(page) == "right"
     right = area.input_value()
 
     page.reload()
@@ -204,6 +215,9 @@ def test_axe_finds_nothing_in_a_box(browser, live_site, theme):
     page.evaluate(axe)
     page.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
     page.get_by_role("button", name="Check").click()
+    page.get_by_text("What the page knows of Python").click()
+    page.wait_for_selector("text=Of np and torch")
+    assert verdict(page) == "not answered yet"
     found = page.evaluate("axe.run('.mllama-exercise')")["violations"]
     assert [v["id"] for v in found] == []
     page.context.close()

@@ -100,9 +100,9 @@ def test_a_page_has_what_is_checked_in_it():
 
 
 def test_the_page_says_what_the_notebook_says(browser, live_site):
-    place = '<div class="mllama-exercise" data-chapter="{}" data-exercise="{}"{}></div>'
-    body = place.format("attention", "one-head", " data-code") + "".join(
-        place.format(chapter, label, "") for chapter, label in placed()
+    body = "".join(
+        f'<div class="mllama-exercise" data-chapter="{chapter}" data-exercise="{label}"></div>'
+        for chapter, label in placed()
     )
     page, said = browser.new_page(), []
     page.on("pageerror", lambda error: said.append(str(error)))

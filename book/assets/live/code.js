@@ -1,79 +1,12 @@
 "use strict";
-// Exercises whose answer is a few lines of code, written and checked in the page (python_run.js).
+// A box for code in an exercise whose answer is a few lines of it.
 //
 //     <div class="mllama-exercise" data-code data-chapter="attention" data-exercise="one-head"><p>…</p></div>
 //
-// The code cell that follows in the page has the signature to begin with. The chapter's script,
-// exercises/attention.js, says what is tried:
-//
-//     mllama.codeExercise("one-head", ["one_head"], oneHead => { expect(..., "what is not so"); });
-//
-// What is asked for comes as functions of JavaScript, or as what it is. A check tries them on numbers that are
-// drawn anew each time and compares with the page's engine or with a formula.
+// The code cell that follows in the page has the signature to begin with. What runs and checks it (python_*.js,
+// code_check.js, the chapter's checks) is loaded when it is first asked for.
 (() => {
-  const { el, python, expect, exercise } = mllama, { NDArray } = python;
-  let program = null;  // the code that was checked last
-
-  // given: names that the notebook defines, for the code to use.
-  function codeExercise(label, names, check, given = {}) {
-    exercise(label, text => {
-      program = null;
-      program = python.run(text, given);
-      const answered = value => {
-        if (value === python.NOT_IMPLEMENTED || value === null) throw mllama.NOT_ANSWERED;
-        return value;
-      };
-      check(...names.map(name => {
-        expect(program.has(name), `nothing is called ${name}`);
-        const value = program.get(name);
-        return typeof value === "function" ? (...args) => answered(program.call(name, ...args)) : answered(value);
-      }));
-    });
-  }
-
-  // ---- For the checks ---------------------------------------------------------------------
-
-  // An array of numbers, given or made one after the other by a function of their index.
-  function tensor(shape, numbers, kind = "float") {
-    const count = shape.reduce((a, b) => a * b, 1), make = typeof numbers === "function";
-    return new NDArray(Float64Array.from({ length: count }, (_, i) => make ? numbers(i) : numbers[i]), shape, kind);
-  }
-
-  const draw = (from, to) => from + Math.floor((to - from) * Math.random());  // a whole number below `to`
-  const gauss = () => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
-  const randn = (...shape) => tensor(shape, gauss);
-  const sizes = shape => `[${shape.join(", ")}]`;
-
-  // The numbers of an array that must have this shape; `what` begins the sentence.
-  function numbersOf(value, shape, what) {
-    expect(value instanceof NDArray, `${what} it returns a ${python.typeName(value)}, and no array`);
-    expect(sizes(value.shape) === sizes(shape), `${what} it returns a shape of ${sizes(value.shape)}`);
-    return value.numbers();
-  }
-
-  // The largest difference; infinite where one of them is no number.
-  function apart(some, others) {
-    let most = 0;
-    some.forEach((number, i) => {
-      const off = Math.abs(number - others[i]);
-      most = Math.max(most, Number.isFinite(off) ? off : Infinity);
-    });
-    return most;
-  }
-
-  const few = number => Number(number.toPrecision(2)).toString();
-
-  // x [T, I] times a weight [O, I] as nn.Linear keeps it: [T, O].
-  function linear(x, weight, ins) {
-    const outs = weight.length / ins;
-    return Float64Array.from({ length: x.length / ins * outs }, (_, i) => {
-      let sum = 0;
-      for (let n = 0; n < ins; n++) sum += x[Math.floor(i / outs) * ins + n] * weight[i % outs * ins + n];
-      return sum;
-    });
-  }
-
-  // ---- The page ---------------------------------------------------------------------------
+  const { el } = mllama;
 
   // The cell below the exercise, without what checks it in a notebook.
   function starter(root) {
@@ -91,12 +24,13 @@
 
   // What can be used, from the tables themselves.
   function known() {
-    const { np, math } = python.MODULES, names = list => [...list].sort().join(" ");
+    const { python } = mllama, { np, math } = python.MODULES, names = list => [...list].sort().join(" ");
     const part = (what, list) => el("p", {}, `${what}: `, el("code", {}, names(list)));
-    return el("details", { className: "exercise-keys" }, el("summary", {}, "What the page knows of Python"),
+    return [
       el("p", {}, "def, lambda, if, for, while, assignments, comprehensions, slices, lists, tuples, dicts, text."),
       part("Always there", python.ALWAYS), part("Of np and torch", np.keys()),
-      part("Of an array", ["shape", "ndim", "T", ...Object.keys(python.METHODS)]), part("Of math", math.keys()));
+      part("Of an array", ["shape", "ndim", "T", ...Object.keys(python.METHODS)]), part("Of math", math.keys()),
+    ];
   }
 
   // Type text where the cursor is, so that it can be undone.
@@ -107,7 +41,7 @@
     area.dispatchEvent(new Event("input"));
   }
 
-  function mountCode(root) {
+  function mountCode(root, load) {
     const label = root.dataset.exercise, name = `mllama-exercise-${label}`, first = starter(root);
     const area = el("textarea", {
       id: name, className: "exercise-code", value: kept.get(name) ?? first, spellcheck: false, wrap: "off",
@@ -122,11 +56,22 @@
     said.setAttribute("aria-live", "polite");
     output.setAttribute("aria-label", "What the code printed");
     const grow = () => { area.rows = Math.min(24, Math.max(5, area.value.split("\n").length + 1)); };
-    const tell = () => {
-      said.textContent = mllama.checkAnswer(label, area.value);
-      output.textContent = (program?.printed ?? "").split("\n").slice(0, 20).join("\n");
+    const tell = async () => {
+      said.textContent = output.textContent = "";
+      try {
+        await load();
+        said.textContent = mllama.checkAnswer(label, area.value);
+        output.textContent = mllama.printed().split("\n").slice(0, 20).join("\n");
+      } catch (error) {
+        said.textContent = error.message;
+      }
       output.hidden = !output.textContent;
     };
+    const more = el("details", { className: "exercise-keys" }, el("summary", {}, "What the page knows of Python"));
+    more.addEventListener("toggle", async () => {
+      await load();
+      more.append(...known());
+    }, { once: true });
     area.addEventListener("input", () => {
       kept.set(name, area.value);
       grow();
@@ -152,9 +97,9 @@
     const button = (text, onclick) => el("button", { type: "button", onclick }, text);
     root.append(el("label", { htmlFor: name }, "Your code"), area,
       el("div", { className: "predict-buttons" }, button("Check", tell),
-        button("Four spaces", () => type(area, "    ")), button("Start again", again)), note, said, output, known());
+        button("Four spaces", () => type(area, "    ")), button("Start again", again)), note, said, output, more);
     grow();
   }
 
-  Object.assign(mllama, { codeExercise, mountCode, tensor, draw, gauss, randn, numbersOf, apart, few, linear });
+  Object.assign(mllama, { mountCode });
 })();

@@ -50,10 +50,6 @@
   }
 
   function mountExercise(root, number) {
-    if ("code" in root.dataset) {
-      mllama.mountCode(root);
-      return;
-    }
     const label = root.dataset.exercise, name = `exercise-${number}`;
     const said = el("p", { className: "exercise-said" });
     said.setAttribute("aria-live", "polite");
