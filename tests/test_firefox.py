@@ -1,6 +1,9 @@
 """The pages in Firefox too: the model answers as the package does, all that moves is mounted."""
 
+import json
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +11,9 @@ import firefox
 import live
 from mllama_lite import load
 from mllama_lite.checkpoints.hub import find_folder
+
+sys.path.insert(0, str(Path(__file__).parent / "exercises"))
+from code_answers import ANSWERS, wrong_code
 
 PICTURES = find_folder() / "pictures"
 NAMES = sorted(path.stem for path in (live.LIVE / "figures").glob("*.js"))
@@ -85,4 +91,28 @@ def test_figures_move_by_their_controls(tab, live_site):
     after = tab.evaluate(state)
     still = [n for n, r, a, b in zip(NAMES, with_range, before, after) if r and a == b]
     assert sum(with_range) > 10 and still == []
+    assert tab.said == []
+
+
+def test_code_is_checked_as_in_node(tab, live_site):
+    tab.said.clear()
+    place = '<div class="mllama-exercise" data-code data-chapter="{}" data-exercise="{}"></div>'
+    body = "".join(place.format(chapter, n) for n, (chapter, *_) in ANSWERS.items())
+    tab.open(live.write_page(live_site, "firefox_code", body))
+    tab.wait_for(f"document.querySelectorAll('textarea').length === {len(ANSWERS)}")
+    tab.evaluate("document.querySelector('.mllama-exercise button').click()")
+    tab.wait_for("document.querySelector('.exercise-said').textContent")
+    for label, (_, right, _) in ANSWERS.items():
+        for code, verdict in ((right, "right"), (next(wrong_code(label)), "not yet: ")):
+            told = tab.evaluate(f"mllama.checkAnswer({label!r}, {json.dumps(code)})")
+            assert told.startswith(verdict), label
+    typed = tab.evaluate(
+        """(() => {
+        const area = document.querySelector("textarea");
+        area.value = "def f():";
+        area.setSelectionRange(8, 8);
+        area.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" }));
+        return area.value; })()"""
+    )
+    assert typed == "def f():\n    "
     assert tab.said == []

@@ -127,6 +127,36 @@ def test_axe_finds_nothing_in_either_theme(page, site, name):
     assert page.locator(".katex-error").count() == 0
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_an_exercise_is_written_in_its_chapter(page, site, width):
+    """By keyboard: a wrong answer, then a right one, in a small part of Python."""
+    page.set_viewport_size({"width": width, "height": 800})
+    page = opened(page, site, "notebooks/07_global_vision")
+    box = page.locator("[data-exercise=projector-for-blocks]")
+    area, said = (
+        box.get_by_label("Your code"),
+        box.locator(".exercise-said:not(:empty)"),
+    )
+    assert area.input_value().startswith("def for_blocks(weight, width):\n")
+    area.focus()
+    for step, verdict in (("::2", "not yet: "), ("::kept", "right")):
+        page.keyboard.press("Control+A")
+        for line in (
+            "def for_blocks(weight, width):",
+            "kept = weight.shape[1] // width - 1",
+            f"states = [weight[:, width + j {step}] for j in range(kept)]",
+            "return torch.cat([weight[:, :width], *states], dim=1)",
+        ):
+            page.keyboard.type(line)
+            page.keyboard.press("Enter")
+        page.keyboard.press("Control+Enter")
+        said.wait_for()
+        assert said.inner_text().startswith(verdict)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    style = area.evaluate("a => getComputedStyle(a).outlineStyle")
+    assert style == "solid"  # it shows that it has the keyboard
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_what_has_the_keyboard_shows_it(page, site, theme):
     """From Tab to Tab through the page's head, sidebar and first links."""

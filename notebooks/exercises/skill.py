@@ -124,7 +124,8 @@ def questions_to_tell(times):
         low, high = sorted((right * factor, other * factor))
         return interval(low, asked * factor)[1] < interval(high, asked * factor)[0]
 
-    for right, other, asked in ((22, 8, 76), (10, 3, 38), (14, 10, 38), (10, 14, 38)):
+    cases = (22, 8, 76), (10, 3, 38), (14, 10, 38), (10, 14, 38), (9, 3, 38)
+    for right, other, asked in cases:
         answer = times(right, other, asked)
         told = f"for {right} and {other} right of {asked} it returns {answer!r}"
         expect(isinstance(answer, int) and answer > 0, f"{told}: no whole number")

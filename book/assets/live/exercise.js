@@ -1,5 +1,5 @@
 "use strict";
-// Exercises whose answer is a number, a word or a choice are checked in the page too.
+// Exercises whose answer is a number, a word, a choice or some code are checked in the page too.
 //
 //     <div class="mllama-exercise" data-chapter="attention" data-exercise="cache-bytes">
 //     <p>What to answer.</p></div>
@@ -10,12 +10,15 @@
 //     mllama.exercise("cache-bytes", answer => expect(answer === 2 * layers * ..., "what is missing?"));
 //
 // What is typed is handed over as a number where it is one ("1/6" and "320 * 4" are), else as text; a
-// choice as its letter: "a" is the first.
+// choice as its letter: "a" is the first. Where `data-code` stands in it, code is written: see code.js.
 (() => {
   const { el } = mllama;
-  const checks = {};
+  const checks = {}, NOT_ANSWERED = Symbol("not answered");
 
-  class NotYet extends Error {}
+  // What is not so about an answer, in a sentence that does not give it away.
+  class NotYet extends Error {
+    get sentence() { return this.message; }
+  }
 
   // Go on if something holds; otherwise the answer is not right yet, and this is why.
   function expect(holds, otherwise) {
@@ -27,8 +30,9 @@
     try {
       checks[label](answer);
     } catch (why) {
-      if (!(why instanceof NotYet)) throw why;
-      return `not yet: ${why.message}`;
+      if (why === NOT_ANSWERED) return "not answered yet";
+      if (!why.sentence) throw why;
+      return `not yet: ${why.sentence}`;
     }
     return "right";
   }
@@ -74,5 +78,5 @@
 
   const exercise = (label, check) => { checks[label] = check; };
 
-  Object.assign(mllama, { exercise, expect, checkAnswer, numberOf, mountExercise });
+  Object.assign(mllama, { exercise, expect, NOT_ANSWERED, checkAnswer, numberOf, mountExercise });
 })();

@@ -6,7 +6,9 @@ const mllamaScripts = {
     "arithmetic", "tokenizer", "rope", "attention", "decoder", "tiles", "local_vision",
     "global_vision", "cross_attention", "model", "generation", "attention_maps", "load",
   ],
-  page: ["page", "switches", "paper", "looks", "live", "figure", "predict", "exercise"],
+  page: ["page", "switches", "paper", "looks", "live", "figure", "predict", "exercise", "code"],
+  // Where code is to be checked: a small part of Python.
+  code: ["python_parse", "python_arrays", "python_numbers", "python_values", "python_run", "code_check"],
 };
 
 if (typeof document === "object") {
@@ -30,9 +32,19 @@ if (typeof document === "object") {
     for (const root of document.querySelectorAll(".mllama-live")) mllama.mountLive(root, fetchPacked);
     document.querySelectorAll(".mllama-predict").forEach(mllama.mountPredict);
     const exercises = [...document.querySelectorAll(".mllama-exercise")];
-    for (const chapter of new Set(exercises.map(root => root.dataset.chapter)))
+    const isCode = root => "code" in root.dataset;
+    const chapters = roots => new Set(roots.map(root => root.dataset.chapter));
+    for (const chapter of chapters(exercises.filter(root => !isCode(root))))
       await fetchScript(`exercises/${chapter}.js`);
-    exercises.forEach(mllama.mountExercise);
+    let checks = null;  // of code
+    const fetchChecks = async () => {
+      for (const name of mllamaScripts.code) await fetchScript(`${name}.js`);
+      for (const chapter of chapters(exercises.filter(isCode))) await fetchScript(`exercises/${chapter}_code.js`);
+    };
+    exercises.forEach((root, number) => {
+      if (isCode(root)) mllama.mountCode(root, () => checks ??= fetchChecks());
+      else mllama.mountExercise(root, number);
+    });
     for (const root of document.querySelectorAll(".mllama-figure")) {
       await fetchScript(`figures/${root.dataset.figure}.js`);
       mllama.mountFigure(root, fetchPacked);
