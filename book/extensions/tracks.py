@@ -24,9 +24,11 @@ FOLDED = {
     "plumbing": [
         r"A constant that should be a setting",
         r"A file from somebody else",
+        r"(Conversation|Recipe|Trainer|VLM|finetune), whole",
         r"A stream never shows half a character",
         r"A \.pth file",
         r"Files",
+        r"From a name to a model",
         r"Leaving masked tiles out changes nothing",
         r"Memory while loading",
         r"Opening a file as a viewer shows it",
@@ -35,10 +37,10 @@ FOLDED = {
         r"Scoring a text",
         r"Several processes, and in which numbers",
         r"Text beside images in one batch",
-        r"The folder",
         r"Very long texts",
         r"What cannot be done",
         r"What cannot be used",
+        r"What has changed, in words",
         r"What logits_at saves",
     ],
 }
