@@ -33,6 +33,7 @@ FOLDED = {
         r"Memory while loading",
         r"Opening a file as a viewer shows it",
         r"Reading it",
+        r"Rows and a picture of the loss",
         r"Saving",
         r"Scoring a text",
         r"Several processes, and in which numbers",
