@@ -23,14 +23,12 @@ FOLDED = {
     ],
     "plumbing": [
         r"A constant that should be a setting",
-        r"A file from somebody else",
         r"A stream never shows half a character",
-        r"A \.pth file",
         r"Files",
+        r"From the hub",
         r"Leaving masked tiles out changes nothing",
         r"Memory while loading",
         r"Opening a file as a viewer shows it",
-        r"Reading it",
         r"Saving",
         r"Scoring a text",
         r"Several processes, and in which numbers",
@@ -40,6 +38,7 @@ FOLDED = {
         r"What cannot be done",
         r"What cannot be used",
         r"What logits_at saves",
+        r"Written whole or not at all",
     ],
 }
 NAMES = {"check": "A check", "plumbing": "Plumbing"}
