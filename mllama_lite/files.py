@@ -1,7 +1,7 @@
-# Generated from notebooks/09_checkpoint.ipynb: edit there, or here and run `make update`.
+# Generated from notebooks/15_files.ipynb: edit there, or here and run `make update`.
 """Files from others, read with care, and files of our own, written aside first.
 
-Built in chapter 9, notebooks/09_checkpoint.ipynb. Whatever the system refuses, such as
+Built in chapter 15, notebooks/15_files.ipynb. Whatever the system refuses, such as
 a file without permission or a full disk, becomes an InputError here and nowhere else;
 and what an entry of a file may hold is checked here, for every kind of file.
 """

@@ -12,10 +12,11 @@ TEXT, VISION = CONFIG.text, CONFIG.vision
 
 # name: (lines of text, chapter, column, row); rows count downwards
 BOXES = {
-    "training": (["training"], "11_training", 0.5, 0),
-    "lora": (["LoRA"], "12_lora", 1.5, 0),
-    "finetuning": (["fine-tuning"], "13_finetuning", 2.5, 0),
-    "skill": (["a new skill"], "14_skill", 3.5, 0),
+    "training": (["training"], "11_training", 0, 0),
+    "lora": (["LoRA"], "12_lora", 1, 0),
+    "finetuning": (["fine-tuning"], "13_finetuning", 2, 0),
+    "skill": (["a new skill"], "14_skill", 3, 0),
+    "files": (["reading files"], "15_files", 4, 0),
     "checkpoint": (["checkpoint: every weight of every box"], "09_checkpoint", 2, 0.8),
     "tiles": (["image tiles"], "05_tiles", 0, 1.75),
     "local_vision": (
@@ -52,6 +53,7 @@ ARROWS = [
     ("lora", "checkpoint"),
     ("finetuning", "checkpoint"),
     ("skill", "checkpoint"),
+    ("files", "checkpoint"),
     ("tiles", "local_vision"),
     ("local_vision", "global_vision"),
     ("global_vision", "cross_attention"),

@@ -19,12 +19,8 @@ from mllama_lite.checkpoints.configs import (
     config_from_meta,
     config_to_hub,
 )
-from mllama_lite.checkpoints.loading import (
-    load_model,
-    open_checkpoint,
-    read_config,
-    save_model,
-)
+from mllama_lite.checkpoints.folders import read_config
+from mllama_lite.checkpoints.loading import load_model, open_checkpoint, save_model
 from mllama_lite.checkpoints.names import meta_conversions, old_hub_name
 from mllama_lite.checkpoints.tensor_files import read_pth_index, read_safetensors_header
 from mllama_lite.decoder import TextConfig
@@ -472,6 +468,21 @@ def test_pth_is_never_unpickled(meta_folder, tmp_path, monkeypatch):
     torch.save(tensors | {"epoch": 3}, meta_folder / "consolidated.pth")
     with pytest.raises(InputError, match="holds a int at 'epoch'"):
         load_model(meta_folder)
+
+
+class Saves:
+    def __reduce__(self):
+        return (torch.save, ({}, "left"))
+
+
+def test_no_function_of_torch_is_called(meta_folder, tmp_path, monkeypatch):
+    """That a name is torch's is no reason to call it: `torch.save` writes anywhere."""
+    monkeypatch.chdir(tmp_path)
+    tensors = torch.load(meta_folder / "consolidated.pth")
+    torch.save(tensors | {"x": Saves()}, meta_folder / "consolidated.pth")
+    with pytest.raises(InputError, match="asks for 'torch.serialization save'"):
+        load_model(meta_folder)
+    assert not (tmp_path / "left").exists()
 
 
 def edit(hub, change):

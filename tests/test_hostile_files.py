@@ -32,13 +32,8 @@ from mllama_lite.checkpoints.configs import (
     config_from_meta,
     config_to_hub,
 )
-from mllama_lite.checkpoints.loading import (
-    find_files,
-    load_model,
-    open_checkpoint,
-    read_config,
-    save_model,
-)
+from mllama_lite.checkpoints.folders import find_files, read_config
+from mllama_lite.checkpoints.loading import load_model, open_checkpoint, save_model
 from mllama_lite.checkpoints.tensor_files import (
     read_pickle,
     read_pth_index,
@@ -819,7 +814,7 @@ import io, resource, struct, sys, time, zipfile
 from pathlib import Path
 from mllama_lite import InputError
 from mllama_lite.checkpoints.configs import config_from_hub
-from mllama_lite.checkpoints.loading import read_config, find_files
+from mllama_lite.checkpoints.folders import find_files, read_config
 from mllama_lite.checkpoints.tensor_files import read_pth_index, read_safetensors_header
 from mllama_lite.tokenizer import read_tokenizer_json, read_tokenizer_model
 

@@ -43,8 +43,8 @@ from mllama_lite.adapters.data import Reader
 from mllama_lite.adapters.lora import add_adapter, remove_adapters
 from mllama_lite.adapters.peft_files import load_adapter, save_adapter
 from mllama_lite.checkpoints.configs import config_to_hub
+from mllama_lite.checkpoints.folders import find_files, read_config
 from mllama_lite.checkpoints.hub import find_folder, find_tokenizer
-from mllama_lite.checkpoints.loading import find_files, read_config
 from mllama_lite.checkpoints.processor_files import hub_tokenizer
 from mllama_lite.checkpoints.tensor_files import (
     read_pth_index,

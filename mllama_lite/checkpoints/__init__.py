@@ -1,1 +1,1 @@
-"""Models in files: configurations, names, tensors, loading and saving (chapters 9 and 10)."""
+"""Models in files: configurations, names, tensors, loading and saving (chapters 9, 11 and 15)."""

@@ -1,7 +1,7 @@
-# Generated from notebooks/09_checkpoint.ipynb: edit there, or here and run `make update`.
+# Generated from notebooks/15_files.ipynb: edit there, or here and run `make update`.
 """Configurations: the hub's `config.json` and Meta's `params.json`, read and written.
 
-Built in chapter 9, notebooks/09_checkpoint.ipynb. What an entry may hold stands in
+Built in chapter 15, notebooks/15_files.ipynb. What an entry may hold stands in
 tables; every published Llama 3 lies far inside, and whatever lies inside can be built.
 """
 

@@ -1,7 +1,7 @@
-# Generated from notebooks/09_checkpoint.ipynb: edit there, or here and run `make update`.
+# Generated from notebooks/15_files.ipynb: edit there, or here and run `make update`.
 """Where a model is: a folder, the hub, or the package itself.
 
-Built in chapter 9, notebooks/09_checkpoint.ipynb.
+Built in chapter 15, notebooks/15_files.ipynb.
 """
 
 import errno

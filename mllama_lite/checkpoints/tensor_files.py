@@ -1,7 +1,7 @@
-# Generated from notebooks/09_checkpoint.ipynb: edit there, or here and run `make update`.
+# Generated from notebooks/15_files.ipynb: edit there, or here and run `make update`.
 """Where tensors lie in files: safetensors and `.pth`, read a tensor at a time.
 
-Built in chapter 9, notebooks/09_checkpoint.ipynb. Reading a file's index reads no
+Built in chapter 15, notebooks/15_files.ipynb. Reading a file's index reads no
 numbers; `StoredTensor.read_into` then puts them straight where they belong.
 """
 

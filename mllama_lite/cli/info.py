@@ -59,8 +59,9 @@ def _facts(
     """The dict that --json prints, and the LoadReport, None for a model on the hub."""
     import torch
 
+    from mllama_lite.checkpoints.folders import read_config
     from mllama_lite.checkpoints.hub import find_folder, find_tokenizer
-    from mllama_lite.checkpoints.loading import open_checkpoint, read_config
+    from mllama_lite.checkpoints.loading import open_checkpoint
     from mllama_lite.cost import memory_needs
     from mllama_lite.devices import find_dtype
 

@@ -1,22 +1,16 @@
 """Chapter 9: bugs of checkpoints, and what notices them."""
 
-import tempfile
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
-from unittest import mock
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from bugs import a_bug, a_check, replaced
-from mllama_lite.checkpoints import tensor_files
 from mllama_lite.checkpoints.configs import config_from_meta
 from mllama_lite.checkpoints.hub import find_folder
 from mllama_lite.checkpoints.loading import load_model
 from mllama_lite.checkpoints.names import meta_conversions
-from mllama_lite.checkpoints.tensor_files import StoredTensor, read_safetensors_header
 from mllama_lite.model import empty_model
 from mllama_lite.rope import to_half_split, to_interleaved
 from mllama_lite.tokenizer import Tokenizer
@@ -69,26 +63,6 @@ def cross_attention_one_place_late():
         return replace(config, text=replace(config.text, cross_attention_layers=late))
 
     with replaced(config_from_meta, wrong):
-        yield
-
-
-@a_bug(
-    "every-piece-from-the-start",
-    "A tensor that is read in several pieces gets its first piece in all of them, since "
-    "the place in the file is not moved on.",
-    "tests/test_checkpoint.py::test_a_tensor_larger_than_the_buffer",
-)
-def every_piece_from_the_start():
-    right = StoredTensor.read_into
-
-    def wrong(self, destination):
-        if not destination.is_contiguous():
-            destination.copy_(self.read())
-            return
-        for piece in destination.view(-1).split(tensor_files.CHUNK):
-            right(replace(self, shape=(len(piece),)), piece)
-
-    with replaced(StoredTensor.read_into, wrong):
         yield
 
 
@@ -145,15 +119,3 @@ def the_shipped_model():
     assert not report.missing and not report.unexpected
     vlm = VLM(model, Tokenizer.from_file(folder / "tokenizer.model"))
     assert vlm.ask("Which digit is green?", picture()) == "1"
-
-
-@a_check("a tensor larger than the buffer")
-def larger_than_the_buffer():
-    numbers = torch.arange(10.0)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(tensor_files, "CHUNK", 4),
-    ):
-        save_file({"numbers": numbers}, Path(folder) / "one.safetensors")
-        stored = read_safetensors_header(Path(folder) / "one.safetensors")["numbers"]
-        assert torch.equal(stored.read(), numbers)

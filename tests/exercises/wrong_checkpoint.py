@@ -9,7 +9,6 @@ from safetensors.torch import save
 RIGHT = {
     "byte-of-a-number": 8 + 200 + 4 + 2 * (10 * 32 + 3),
     "perfect-shuffle": 7,
-    "damage-unnoticed": "c",
 }
 NAMES = {
     "torch.float64": "F64",
@@ -105,7 +104,6 @@ WRONG = {
         100_000,
     ],
     "perfect-shuffle": [1, 2, 6, 14, 64, 127, 0, 2.5],
-    "damage-unnoticed": ["a", "b", "d", "e"],
     "write-safetensors": [
         highest_byte_first,
         places_from_the_files_beginning,

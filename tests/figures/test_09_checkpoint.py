@@ -2,17 +2,14 @@
 
 import pytest
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
-from mllama_lite.checkpoints.tensor_files import read_safetensors
-from mllama_lite.errors import InputError
 from mllama_lite.rope import (
     apply_rope,
     apply_rope_interleaved,
     rope_cos_sin,
     rope_frequencies,
     to_half_split,
+    to_interleaved,
 )
 
 HEADS, SIZE, LETTERS = 2, 8, 6
@@ -86,88 +83,26 @@ def test_row_order_both_half_right_one_fatal(figure):
     assert (torch.tensor(shown.values()["weights"]) - metas).abs().max() < 1e-4
 
 
-WRITTEN = {
-    "gate": torch.tensor([0.5]).bfloat16(),
-    "norm": torch.tensor([1.5, 1.25, 1.75]).bfloat16(),
-    "weight": torch.tensor([[1.0, 2], [3, 4]]).bfloat16(),
-}
-
-
-def test_file_of_tensors_is_the_librarys(figure):
-    shown = figure("file_of_tensors")
-    shown.set("Start from", "as written")
-    assert bytes(shown.values()["bytes"]) == save(WRITTEN)
-    assert shown.values()["refused"] is None
-    assert "All tensors are what was written." in shown.words()
-
-
+@pytest.mark.parametrize("rows", [4, 8, 16])
 @pytest.mark.parametrize(
-    "settings, refusal",
-    [
-        ({"Start from": "weight two bytes early"}, "weight begins at byte 6"),
-        ({"Start from": "norm of another shape"}, "norm has 6 bytes for [2, 2]"),
-        ({"Start from": "cut off"}, "its tensors end at byte 208, it has 204"),
-        ({"Start from": "places exchanged"}, None),
-        (
-            {"Start from": "as written", "Bytes at the end": -20},
-            "its header does not fit into its 188 bytes",
-        ),
-        ({"Start from": "as written", "Bytes at the end": 3}, "it has 211"),
-        (
-            {"Start from": "as written", "Tensor": "gate", "Ends at byte": 1},
-            "gate has 1 bytes for [1]",
-        ),
-        (
-            {"Start from": "as written", "Tensor": "weight", "Shape": "4"},
-            None,
-        ),
-        (
-            {
-                "Start from": "as written",
-                "Tensor": "weight",
-                "Begins at byte": 10,
-                "Ends at byte": 18,
-            },
-            "weight begins at byte 10, what is before ends at 8",
-        ),
-    ],
+    "way, step", [("to half-split", to_half_split), ("its inverse", to_interleaved)]
 )
-def test_file_of_tensors_is_refused_as_by_the_package(
-    figure, tmp_path, settings, refusal
-):
-    shown = figure("file_of_tensors")
-    for label, value in settings.items():
-        shown.set(label, value)
-    values, path = shown.values(), tmp_path / "tiny.safetensors"
-    data = bytes(values["bytes"])
-    path.write_bytes(data)
-    if refusal is None:
-        assert values["refused"] is None
-        tensors, _ = read_safetensors(path)
-        theirs = load(data)
-        assert list(tensors) == list(values["numbers"])
-        for name, stored in tensors.items():
-            read = stored.read()
-            assert torch.equal(read, theirs[name])
-            assert values["numbers"][name] == read.flatten().tolist()
-        assert "not what was written, and nothing in the file tells" in shown.words()
-    else:
-        with pytest.raises(InputError) as caught:
-            read_safetensors(path)
-        assert f"({values['refused']})" in str(caught.value)
-        with pytest.raises(SafetensorError):
-            load(data)
-        assert refusal in shown.words()
-
-
-def test_file_of_tensors_reads_other_bytes(figure):
-    """Without checks an offset that is one byte off gives other numbers."""
-    shown = figure("file_of_tensors")
-    shown.set("Start from", "as written")
-    shown.set("Tensor", "norm")
-    shown.set("Begins at byte", 3)
-    shown.set("Ends at byte", 9)
-    data = torch.cat([t.flatten() for t in WRITTEN.values()]).view(torch.uint8)
-    want = data[3:9].clone().view(torch.bfloat16).tolist()
-    assert shown.values()["numbers"]["norm"] == pytest.approx(want, rel=1e-9, abs=0)
-    assert "norm would not be what was written" in shown.words()
+@pytest.mark.parametrize("times", [0, 1, 2, 3, 4])
+def test_row_shuffle(figure, rows, way, step, times):
+    shown = figure("row_shuffle")
+    shown.set("Rows a head", str(rows))
+    shown.set("Permutation", way)
+    shown.set("Times applied", times)
+    want = torch.arange(rows)[:, None]
+    for _ in range(times):
+        want = step(want, 1)
+    values, order = shown.values(), want.flatten().tolist()
+    assert values["order"] == order
+    turned = list(zip(order[: rows // 2], order[rows // 2 :]))
+    pairs = [(2 * i, 2 * i + 1) for i in range(rows // 2)]
+    assert values["right"] == sum(a == b for a, b in zip(turned, pairs))
+    if times == 1 and way == "to half-split":
+        assert values["right"] == rows // 2
+        assert f"all {rows // 2} pairs are turned together" in shown.words()
+    back = order == list(range(rows))
+    assert back == ("All rows are where they were" in shown.words())

@@ -24,9 +24,4 @@
     }
     expect(moved === 0, `${moved} of 128 rows are not in their places then`);
   });
-
-  exercise("damage-unnoticed", answer => {
-    expect("abcde".includes(answer), "the answer is one of the letters");
-    expect(answer === "c", "tried, and the model is refused");
-  });
 })();

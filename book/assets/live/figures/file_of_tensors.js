@@ -1,5 +1,5 @@
 "use strict";
-// Chapter 9: a safetensors file, byte by byte: a length, names with places, numbers. An offset or a shape is
+// Chapter 15: a safetensors file, byte by byte: a length, names with places, numbers. An offset or a shape is
 // edited, and one of four checks refuses the file, or none does and the numbers are wrong.
 mllama.figure("file_of_tensors", figure => {
   const { readSafetensors } = mllama;
