@@ -30,6 +30,22 @@ def test_names_on_the_notation_page_are_names_in_the_code():
     assert [n for n in sorted(names) if not re.search(rf"\b{n}\b", CODE)] == []
 
 
+def test_sections_that_fold_are_sections_of_the_book():
+    import tracks
+
+    titles = {
+        line.lstrip("#").strip().replace("`", "")
+        for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")
+        for cell in json.loads(path.read_text())["cells"]
+        if cell["cell_type"] == "markdown"
+        for line in "".join(cell["source"]).splitlines()
+        if line.startswith("#")
+    }
+    for patterns in tracks.FOLDED.values():
+        for pattern in patterns:
+            assert any(re.fullmatch(pattern, title) for title in titles), pattern
+
+
 def test_every_module_is_on_the_api_page():
     page = (ROOT / "book" / "api.md").read_text()
     package = ROOT / "mllama_lite"

@@ -35,6 +35,7 @@ FOLDED = {
         r"How it was measured",
         r"Leaving masked tiles out changes nothing",
         r"Opening a file as a viewer shows it",
+        r"Reading it",
         r"Rows and a picture of the loss",
         r"Rows of different lengths",
         r"Saving",
