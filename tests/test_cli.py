@@ -277,6 +277,10 @@ def test_train_goes_on_from_a_model(trained, tmp_path, refusal):
     assert load(out, device="cpu").ask("Why?", max_new_tokens=3) is not None
     said = refusal("train", *few)
     assert "was begun with seed 1: expected 0" in said
+    said = refusal("train", "--start", folder, "--plan", "rows", *few)
+    assert "was begun with seed 1: expected 2" in said
+    said = refusal("train", "--plan", "rows", *few)
+    assert "There is no --start" in said and "'rows'" in said
     said = refusal("train", "--start", tmp_path / "none", *few)
     assert "none" in said and "Traceback" not in said
 

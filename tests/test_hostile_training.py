@@ -871,6 +871,8 @@ BAD_PLANS = {
     "later_weights": [(float("nan"),) * 9, [1.0] * 9, None],
     "kinds": [(), "7", ("cube",), (7,), ((),), None, ([],)],
     "num_things": [-1, 10**9, 1.5, "x", True],
+    "drawn": [-0.1, 1.5, float("nan"), "half", None],
+    "rows": [-0.1, 1.5, float("nan"), "half", None],
 }
 
 

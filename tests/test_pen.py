@@ -14,20 +14,23 @@ from mllama_lite.checkpoints.loading import save_model
 from mllama_lite.small_model import training
 from mllama_lite.small_model.pen import WAYS, draw_with_pen, pen_masks, written
 from mllama_lite.small_model.scenes import (
+    COLOURS,
     DIGITS,
     KINDS,
     SHAPES,
+    TILE,
+    draw_row,
     draw_scene,
     draw_shape,
     load_masks,
 )
 from mllama_lite.small_model.training import (
     DRAWINGS,
-    Plan,
     draw_batch,
     new_trainer,
     train,
 )
+from mllama_lite.tiles import canvases, choose_canvas
 from test_pretrain import same_batch
 
 SMALL = str(find_folder())
@@ -145,10 +148,51 @@ def test_the_share_of_scenes_is_drawn(fresh, pens, monkeypatch, share):
     assert abs(got - share) <= 4 * (share * (1 - share) / 200) ** 0.5
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.5, "half", None])
-def test_a_share_that_is_none(share):
-    with pytest.raises(InputError, match="drawn is .*a number from 0 to 1"):
-        Plan(drawn=share)
+def test_rows_are_drawn_where_the_plan_says(fresh, pens, monkeypatch):
+    drawn = []
+
+    def recording(rng, masks, crowd, strength, kinds, canvas):
+        drawn.append((masks, canvas))
+        return draw_row(rng, masks, crowd, strength, kinds, canvas)
+
+    monkeypatch.setattr(training, "draw_row", recording)
+    plan = replace(fresh.plan, rows=1.0, drawn=1.0, images=1)
+    for step in range(100):
+        batch(fresh, plan, step, pens)
+    assert all(masks is pens for masks, _ in drawn)
+    assert {canvas for _, canvas in drawn} == {c for c in canvases() if 1 in c}
+    for step in range(20):
+        same = replace(plan, rows=0.0)
+        assert same_batch(
+            batch(fresh, same, step, pens), batch(fresh, same, step, pens)
+        )
+    assert 60 < len(drawn) < 100  # the rest are squares of four tiles
+
+
+@pytest.mark.parametrize("canvas", [c for c in canvases() if 1 in c])
+def test_things_of_a_row_follow_one_another(pens, canvas):
+    rng, counts = np.random.default_rng(4), set()
+    for _ in range(150):
+        scene = draw_row(rng, pens, canvas=canvas)
+        width, height = scene.image.size
+        assert choose_canvas(height, width, TILE) == canvas
+        boxes = sorted(
+            scene.things, key=lambda thing: thing.centre[canvas[1] < canvas[0]]
+        )
+        axis = int(canvas[1] < canvas[0])
+        for one, other in zip(boxes, boxes[1:]):
+            assert one.box[2 + axis] < other.box[axis]
+        for left, top, right, bottom in (thing.box for thing in boxes):
+            assert 0 <= left < right <= width and 0 <= top < bottom <= height
+        pixels = np.asarray(scene.image, float)
+        for thing in boxes:  # its colour is in its box
+            left, top, right, bottom = thing.box
+            part = pixels[top:bottom, left:right]
+            far = np.abs(part - COLOURS[thing.colour]).max(axis=2)
+            assert (far < 40).sum() > 8
+        counts.add(len(boxes))
+    assert counts >= {1, 2} and (max(counts) == 4) == (max(canvas) > 1)
+    assert len(draw_row(rng, pens, 2, kinds=("7",), canvas=canvas).things) <= 2
 
 
 def test_training_goes_on_from_a_model():

@@ -19,7 +19,13 @@ def add_options(parser: ArgumentParser) -> None:
         "--start",
         action=Text,
         metavar="FOLDER",
-        help="a small model to train on with drawings, as Plan() made it",
+        help="a small model to go on from",
+    )
+    parser.add_argument(
+        "--plan",
+        choices=("first", "drawings", "rows"),
+        help="first makes a model from nothing, drawings and rows go on from one, in this "
+        "order; without it, first, or drawings where there is a start",
     )
     for name, meaning in (
         ("seed", "of all random numbers"),
@@ -35,11 +41,17 @@ def run(options: Namespace) -> None:
     check_out(options)
     keep_freed_memory()
     from mllama_lite.devices import find_device
-    from mllama_lite.small_model.training import DRAWINGS, Plan, train
+    from mllama_lite.small_model.training import DRAWINGS, DRAWN_ROWS, Plan, train
 
     names = ("seed", "vision_steps", "joint_steps", "decay_steps")
     given = {name: getattr(options, name) for name in names}
-    plan = Plan() if options.start is None else DRAWINGS
+    name = options.plan or ("first" if options.start is None else "drawings")
+    if name != "first" and options.start is None:
+        raise InputError(
+            f"There is no --start: expected the folder of a model for {name!r} to go on "
+            "from; add --start FOLDER."
+        )
+    plan = {"first": Plan(), "drawings": DRAWINGS, "rows": DRAWN_ROWS}[name]
     plan = replace(plan, **{k: v for k, v in given.items() if v is not None})
     device = find_device(options.device)
     train(options.out, plan, training_progress(), device=device, start=options.start)

@@ -249,3 +249,61 @@ def _free_place(
         ):
             return box
     return None
+
+
+def draw_row(
+    rng: np.random.Generator,
+    masks: dict[str, list[Image.Image]],
+    num_things: int | None = None,
+    strength: float = 1.0,
+    kinds: Sequence[str] = KINDS,
+    canvas: tuple[int, int] = (1, 2),
+) -> Scene:
+    """Draw things close beside each other, or above, as one writes a number.
+
+    Args:
+        rng: numpy Generator; the scene is a function of it.
+        masks: from `load_masks` or `pen_masks`.
+        num_things: how many things to draw; None for a random number, 1 to 4. Fewer are
+            drawn where there is no room for all.
+        strength: of the distortion of each thing, see `bent`.
+        kinds: which may appear, all equally likely.
+        canvas: (rows, columns) for which the picture is sized, one of them 1.
+
+    Returns:
+        Scene.
+    """
+    fill = rng.uniform(0.8, 1.0, 2)
+    height, width = (round(n * TILE * f) for n, f in zip(canvas, fill))
+    along = int(canvas[0] <= canvas[1])  # the axis of the row: 1 is across
+    length, margin, tall = (height, width)[along], 4, rng.uniform(19, 28)
+    if num_things is None:
+        num_things = int(rng.integers(1, MAX_THINGS + 1))
+    names = list(COLOURS)
+    chosen: list[tuple[str, str, Image.Image]] = []
+    for _ in range(num_things):
+        kind = kinds[int(rng.integers(len(kinds)))]
+        mask = bent(masks[kind][rng.integers(len(masks[kind]))], 80, rng, strength)
+        mask = mask.crop(mask.point([255 * (i > 40) for i in range(256)]).getbbox())
+        high = round(tall * rng.uniform(0.88, 1.12))
+        wide = min(max(4, round(high * mask.width / mask.height)), 2 * high)
+        mask = mask.resize((wide, high), Image.Resampling.BOX)
+        used = sum(one.size[1 - along] + 2 for _, _, one in chosen)
+        if used + mask.size[1 - along] + 2 * margin > length:
+            break
+        chosen.append((kind, names[rng.integers(len(names))], mask))
+    image, things = _paper(rng, height, width), []
+    free = length - 2 * margin - sum(one.size[1 - along] + 2 for _, _, one in chosen)
+    gaps = rng.dirichlet(np.full(len(chosen) + 1, 3.0)) * (free + 2)
+    place = margin + gaps[0]
+    for (kind, colour, mask), gap in zip(chosen, gaps[1:]):
+        ink = np.array(COLOURS[colour]) + rng.uniform(-18, 18, 3)
+        room = (height, width)[1 - along] - mask.size[along]
+        beside = room / 2 + rng.uniform(-1, 1) * min(8, max(room / 2 - 2, 0))
+        left, top = (place, beside) if along else (beside, place)
+        corner = (round(left), round(top))
+        image.paste(tuple(ink.clip(0, 255).astype(int).tolist()), corner, mask)
+        box = (*corner, corner[0] + mask.width, corner[1] + mask.height)
+        things.append(Thing(kind, colour, box))
+        place += mask.size[1 - along] + 2 + gap
+    return Scene(image, tuple(sorted(things, key=lambda thing: thing.centre)))

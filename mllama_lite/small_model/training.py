@@ -8,7 +8,7 @@ the number of the step, so that training can stop anywhere and go on as if it ha
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,13 @@ from mllama_lite.small_model.patches import (
 )
 from mllama_lite.small_model.pen import pen_masks
 from mllama_lite.small_model.questions import UNKNOWN, WORDINGS, Question, ask
-from mllama_lite.small_model.scenes import KINDS, Scene, draw_scene, load_masks
+from mllama_lite.small_model.scenes import (
+    KINDS,
+    Scene,
+    draw_row,
+    draw_scene,
+    load_masks,
+)
 from mllama_lite.tiles import canvases, image_to_tiles
 from mllama_lite.tokenizer import NUM_SPECIAL_TOKENS, ImagePart, Tokenizer
 from mllama_lite.training_folder import (
@@ -142,6 +148,8 @@ class Plan:
         num_things: on each picture of the second stage; None for 0 to 4.
         drawn: the share of scenes whose things are drawn with a pen, see `pen_masks`;
             those of the others are scans and filled shapes.
+        rows: the share of the drawn scenes, where the canvas is a row or a column of
+            tiles, whose things are written as a number is, see `draw_row`.
     """
 
     seed: int = 0
@@ -160,6 +168,7 @@ class Plan:
     kinds: tuple[str, ...] = KINDS
     num_things: int | None = None
     drawn: float = 0.0
+    rows: float = 0.0
 
     def __post_init__(self) -> None:
         counts = {"seed": (0, 2**63 - 1), "images": (1, 10_000), "questions": (1, 100)}
@@ -181,6 +190,7 @@ class Plan:
             ("patch_weight", 1000),
             ("strength", 100),
             ("drawn", 1),
+            ("rows", 1),
         ):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value <= most:
@@ -258,10 +268,13 @@ def draw_batch(
         crowd = (
             plan.num_things if with_text else int(rng.integers(1, 3 * num_tiles + 1))
         )
-        inks = masks
-        if pens and plan.drawn and rng.random() < plan.drawn:
-            inks = pens
-        scenes.append(draw_scene(rng, inks, crowd, strength, plan.kinds, canvas))
+        how = (crowd, strength, plan.kinds, canvas)
+        if not (pens and plan.drawn and rng.random() < plan.drawn):
+            scenes.append(draw_scene(rng, masks, *how))
+        elif plan.rows and 1 in canvas and rng.random() < plan.rows:
+            scenes.append(draw_row(rng, pens, *how))
+        else:
+            scenes.append(draw_scene(rng, pens, *how))
     tiles = [image_to_tiles(s.image, config.image_size) for s in scenes]
     rows = []
     if with_text:
@@ -550,6 +563,8 @@ DRAWINGS = Plan(
     later_step=0,
     drawn=0.5,
 )
+# And on from there: digits close beside each other, which a scene seldom has.
+DRAWN_ROWS = replace(DRAWINGS, seed=2, joint_steps=3000, decay_steps=2000, rows=0.7)
 
 
 def new_trainer(
