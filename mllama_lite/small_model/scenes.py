@@ -286,7 +286,9 @@ def draw_row(
         mask = bent(masks[kind][rng.integers(len(masks[kind]))], 80, rng, strength)
         mask = mask.crop(mask.point([255 * (i > 40) for i in range(256)]).getbbox())
         high = round(tall * rng.uniform(0.88, 1.12))
-        wide = min(max(4, round(high * mask.width / mask.height)), 2 * high)
+        # Digits become narrow where there is little room; a narrow circle is a 0.
+        narrow = rng.uniform(0.6, 1.05) if kind in DIGITS else 1.0
+        wide = min(max(4, round(high * narrow * mask.width / mask.height)), 2 * high)
         mask = mask.resize((wide, high), Image.Resampling.BOX)
         used = sum(one.size[1 - along] + 2 for _, _, one in chosen)
         if used + mask.size[1 - along] + 2 * margin > length:
