@@ -5,8 +5,6 @@ import hashlib
 import json
 import random
 import re
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,34 +28,18 @@ from mllama_lite.small_model.questions import WORDINGS, ask
 from mllama_lite.small_model.scenes import draw_scene, load_masks
 from mllama_lite.tiles import canvases, choose_canvas, resized_size
 from mllama_lite.tokenizer import ImagePart
+from node import Node
 from test_tokenizer import fuzzed_strings, real_strings
 
 LIMIT = 6_000_000  # bytes of engine and weights together
 
 
-class Engine:
-    """The engine in a process of Node's: called with a command and its arguments."""
+class Engine(Node):
+    """The page's engine with its weights."""
 
     def __init__(self, packed):
-        driver = pytest.importorskip(
-            "playwright._impl._driver", reason="needs Node.js, which playwright brings"
-        )
-        node, _ = driver.compute_driver_executable()
-        self.process = subprocess.Popen(
-            [node, Path(__file__).parent / "live.js", live.LIVE, packed],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-        )
+        super().__init__("live.js", live.LIVE, packed)
         self.milliseconds = json.loads(self.process.stdout.readline())["milliseconds"]
-
-    def __call__(self, command, **given):
-        self.process.stdin.write(json.dumps({"command": command, **given}) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        assert answer, f"the engine ended at {command}"
-        return json.loads(answer)
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +51,7 @@ def packed(live_site):
 def engine(packed):
     engine = Engine(packed)
     yield engine
-    engine.process.stdin.close()
-    engine.process.wait(10)
+    engine.close()
 
 
 @pytest.fixture(scope="module")

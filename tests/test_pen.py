@@ -129,6 +129,8 @@ def test_a_plan_without_drawings_is_what_it_was(fresh, pens):
             batch(fresh, plan, step, None), batch(fresh, plan, step, pens)
         )
     assert new_trainer(replace(plan, joint_steps=1)).pens is None
+    with pytest.raises(InputError, match="drawn 0.5, and there are no pens"):
+        batch(fresh, fresh.plan, 0, None)
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])

@@ -208,12 +208,19 @@ def draw_scene(
             continue
         kind = kinds[rng.choice(len(kinds), p=weights / weights.sum())]
         colour = names[rng.integers(len(names))]
-        ink = np.array(COLOURS[colour]) + rng.uniform(-18, 18, 3)
+        ink = _ink(rng, colour)
         mask = masks[kind][rng.integers(len(masks[kind]))]
         mask = bent(mask, side, rng, strength)
-        image.paste(tuple(ink.clip(0, 255).astype(int).tolist()), box[:2], mask)
+        image.paste(ink, box[:2], mask)
         things.append(Thing(kind, colour, box))
     return Scene(image, tuple(sorted(things, key=lambda thing: thing.centre)))
+
+
+def _ink(rng: np.random.Generator, colour: str) -> tuple[int, int, int]:
+    """(red, green, blue) of a colour, a little different each time."""
+    mixed = np.array(COLOURS[colour]) + rng.uniform(-18, 18, 3)
+    red, green, blue = mixed.clip(0, 255).astype(int).tolist()
+    return red, green, blue
 
 
 def _paper(rng: np.random.Generator, height: int, width: int) -> Image.Image:
@@ -299,12 +306,12 @@ def draw_row(
     gaps = rng.dirichlet(np.full(len(chosen) + 1, 3.0)) * (free + 2)
     place = margin + gaps[0]
     for (kind, colour, mask), gap in zip(chosen, gaps[1:]):
-        ink = np.array(COLOURS[colour]) + rng.uniform(-18, 18, 3)
+        ink = _ink(rng, colour)
         room = (height, width)[1 - along] - mask.size[along]
         beside = room / 2 + rng.uniform(-1, 1) * min(8, max(room / 2 - 2, 0))
         left, top = (place, beside) if along else (beside, place)
         corner = (round(left), round(top))
-        image.paste(tuple(ink.clip(0, 255).astype(int).tolist()), corner, mask)
+        image.paste(ink, corner, mask)
         box = (*corner, corner[0] + mask.width, corner[1] + mask.height)
         things.append(Thing(kind, colour, box))
         place += mask.size[1 - along] + 2 + gap

@@ -253,7 +253,15 @@ def draw_batch(
 
     Returns:
         SceneBatch.
+
+    Raises:
+        InputError: the plan has a share of drawings, and there are no pens.
     """
+    if plan.drawn and not pens:
+        raise InputError(
+            f"The plan has drawn {plan.drawn}, and there are no pens: expected drawings "
+            "of every kind; give those of pen_masks()."
+        )
     rng = np.random.default_rng([plan.seed, step])
     options = canvases(config.max_num_tiles)
     num_tiles = math.prod(options[rng.integers(len(options))])
