@@ -81,8 +81,8 @@ def write(html: Path, out: Path, names: list[tuple[str | None, str]]) -> int:
             first[(html / f"{name}.html").resolve()] = number = len(writer.pages)
             writer.append(path, import_outline=False)
             if opens:
-                part = writer.add_outline_item(opens, number)
-            writer.add_outline_item(title, number, parent=part)
+                part = writer.add_outline_item(title=opens, page_number=number)
+            writer.add_outline_item(title=title, page_number=number, parent=part)
     for sheet in writer.pages:
         for link in sheet.get("/Annots", ()):
             lead_within(writer, link.get_object(), first)
