@@ -320,8 +320,14 @@ def test_measure_prints_all_rows(run, tmp_path):
     assert [line[:18].strip() for line in lines] == [*ROWS, "all"]
     document = json.loads(out.read_text())
     assert document["split"] == "validation" and len(document["weights_sha256"]) == 64
+    assert document["dtype"] == "bfloat16"
     assert list(document["counts"]["right"]) == [*ROWS, "all"]
     assert run(*asked, "--json").stdout == out.read_text()
+    wide = json.loads(run(*asked, "--json", "--dtype", "float32").stdout)
+    assert (
+        wide["dtype"] == "float32"
+        and wide["counts"].keys() == document["counts"].keys()
+    )
     for line in lines[:-1]:
         share, *bounds_and_shares = re.findall(r"\d\.\d{3}", line[18:])
         assert len(bounds_and_shares) == 7

@@ -1,10 +1,10 @@
 """Sphinx extension: two tracks through a chapter, and how long each takes.
 
-Sections that check or that carry things from place to place fold; what is left is the whole
-argument. A fold says what is in it. Of a long cell that goes into the package the beginning is
-shown, with its docstring; the rest opens. Below the title of a chapter stands how long it takes
-to read without the exercises, counted as words / 200 and lines of code / 20, in minutes. In
-print everything is open.
+Sections that check, that carry things from place to place or that count for the 11B fold; what
+is left is the whole argument. A fold says what is in it. Of a long cell that goes into the
+package the beginning is shown, with its docstring; the rest opens. Below the title of a chapter
+stands how long it takes to read without the exercises, counted as words / 200 and lines of code /
+20, in minutes; code that is hidden counts as folded. In print everything is open.
 """
 
 import re
@@ -49,8 +49,9 @@ FOLDED = {
         r"What logits_at saves",
         r"Written whole or not at all",
     ],
+    "size": [r"At full size"],
 }
-NAMES = {"check": "A check", "plumbing": "Plumbing"}
+NAMES = {"check": "A check", "plumbing": "Plumbing", "size": "Counts of the 11B"}
 LONG, SHOWN = 40, 24  # lines of code; --code-shown in book.css is the second
 
 
@@ -107,13 +108,17 @@ def fold_long_code(app, doctree):
 
 
 def below_the_fold(root: nodes.Node) -> int:
-    """Lines of long cells that are not shown until they are opened."""
+    """Lines of code that are not shown until they are opened."""
     kept = 0
     for cell, lines in code_cells(root):
         within = (p for p in parents(cell) if p.get("folded") or is_exercises(p))
-        if lines[0].startswith("#| export") and next(within, None) is None:
-            count = sum(not line.startswith("#|") for line in lines)
-            kept += count - SHOWN if count > LONG else 0
+        if next(within, None) is not None:
+            continue
+        count = sum(not line.startswith("#|") for line in lines)
+        if "tag_hide-input" in cell.parent["classes"]:
+            kept += count  # what draws a picture
+        elif lines[0].startswith("#| export") and count > LONG:
+            kept += count - SHOWN
     return kept
 
 
@@ -153,7 +158,10 @@ def fold(app, doctree):
     if tasks:
         text += " without the exercises"
     if folded:
-        text += f", and {round(folded)} more for what is folded: checks, plumbing, long code"
+        text += (
+            f", and {round(folded)} more for what is folded: checks, plumbing, counts"
+        )
+        text += " of the 11B, long code"
     line = nodes.paragraph("", f"{text}.", classes=["reading-time"])
     title.parent.insert(title.parent.index(title) + 1, line)
 

@@ -3,7 +3,14 @@
 import json
 from argparse import ArgumentParser, Namespace
 
-from mllama_lite.cli.options import Number, Text, add_model, check_place
+from mllama_lite.cli.options import (
+    Number,
+    Text,
+    add_device,
+    add_dtype,
+    add_model,
+    check_place,
+)
 from mllama_lite.cli.terminal import loading_progress
 from mllama_lite.files import written_aside
 
@@ -16,8 +23,8 @@ Answer held-out questions about pictures of digits and shapes, and print how man
 answers were right, also with another picture, a blank one and none.
 
 --json prints one object and nothing else, the one that --out writes to a file: "split",
-"weights_sha256" (of the model's files) and "counts", for each column an object that
-gives for each row [right, total].
+"weights_sha256" (of the model's files), "dtype" and "counts", for each column an object
+that gives for each row [right, total].
 """
 
 
@@ -38,6 +45,8 @@ def add_options(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="also write the counts to a JSON file",
     )
+    add_device(parser)
+    add_dtype(parser)
     parser.add_argument(
         "--json", action="store_true", help="print a JSON object instead of the table"
     )
@@ -56,7 +65,7 @@ def run(options: Namespace) -> None:
     from mllama_lite.vlm import load
 
     items = held_out(options.split, options.questions)
-    vlm = load(options.model, progress=loading_progress())
+    vlm = load(options.model, options.device, options.dtype, loading_progress())
     counts = {"right": exact_match(items, answers(vlm, items))}
     for images in ("wrong", "blank", "none"):
         counts[images] = exact_match(items, answers(vlm, items, images))
@@ -64,7 +73,11 @@ def run(options: Namespace) -> None:
     counts["guess"] = exact_match(items, best_guesses(items, sample))
     unseen = held_out(options.split, options.questions, unseen_wording=True)
     counts["unseen"] = exact_match(unseen, answers(vlm, unseen))
-    document = {"split": options.split, "weights_sha256": _weights(options.model)}
+    document = {
+        "split": options.split,
+        "weights_sha256": _weights(options.model),
+        "dtype": str(vlm.model.dtype).removeprefix("torch."),
+    }
     # A row a line: columns of [right, total].
     rows = ",\n".join(
         f"  {json.dumps(name)}: {json.dumps(column)}" for name, column in counts.items()

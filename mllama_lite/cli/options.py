@@ -83,6 +83,13 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """In which numbers to compute."""
+    parser.add_argument(
+        "--dtype", action=Text, help="bfloat16, float16, float32; default: as stored"
+    )
+
+
 def add_answering(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that answer questions."""
     add_model(parser)
@@ -93,9 +100,7 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
         help="answer with the adapter that finetune made",
     )
     add_device(parser)
-    parser.add_argument(
-        "--dtype", action=Text, help="bfloat16, float16, float32; default: as stored"
-    )
+    add_dtype(parser)
     for name, kind, default, meaning in (
         ("max-new-tokens", int, 256, "tokens that an answer may have (256)"),
         ("temperature", float, 0.0, "0 (the default) is greedy"),

@@ -66,7 +66,7 @@ def vectors(count):
     return torch.randn(2, 1, 1, count, 128, generator=generator)
 
 
-@a_check("scores hang on the distance alone, and lengths are kept")
+@a_check("scores depend on the distance alone, and lengths are kept")
 def distance_alone():
     (query, key), scores = vectors(20), []
     for start in (0, 5, 60):

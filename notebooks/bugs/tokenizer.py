@@ -57,7 +57,7 @@ def image_by_its_name():
 
 @a_bug(
     "begin-of-text-twice",
-    "A chat template writes `<|begin_of_text|>`, and the encoder behind it puts another "
+    "A chat template writes `<|begin_of_text|>`, and the tokenizer behind it puts another "
     "one in front.",
     "tests/test_tokenizer.py::test_dialogues",
 )
