@@ -52,6 +52,7 @@ FOLDED = {
     "size": [r"At full size"],
 }
 NAMES = {"check": "A check", "plumbing": "Plumbing", "size": "Counts of the 11B"}
+MANY = {"check": "checks", "plumbing": "plumbing", "size": "counts of the 11B"}
 LONG, SHOWN = 40, 24  # lines of code; --code-shown in book.css is the second
 
 
@@ -133,7 +134,7 @@ def fold(app, doctree):
     sections = list(doctree.findall(nodes.section))
     tasks = [section for section in sections if is_exercises(section)]
     whole = minutes(*counted(doctree)) - sum(minutes(*counted(s)) for s in tasks)
-    folded = 0.0
+    folded, kinds = 0.0, set()
     for section in sections:
         if any(p.get("folded") for p in parents(section)):
             continue
@@ -142,6 +143,7 @@ def fold(app, doctree):
         if kind is None:
             continue
         section["folded"] = True
+        kinds.add(kind)
         words, lines = counted(section)
         folded += minutes(words, lines)
         told = f"{NAMES[kind]}: {words:,} words, {lines} lines of code, "
@@ -150,7 +152,8 @@ def fold(app, doctree):
         opening = f'<details class="track track-{kind}"><summary>{told}</summary>'
         section.insert(place, nodes.raw("", opening, format="html"))
         section += nodes.raw("", "</details>", format="html")
-    folded += below_the_fold(doctree) / 20
+    lines = below_the_fold(doctree)
+    folded += lines / 20
     title = doctree.next_node(nodes.title)
     if title is None:
         return
@@ -158,10 +161,8 @@ def fold(app, doctree):
     if tasks:
         text += " without the exercises"
     if folded:
-        text += (
-            f", and {round(folded)} more for what is folded: checks, plumbing, counts"
-        )
-        text += " of the 11B, long code"
+        what = [MANY[kind] for kind in MANY if kind in kinds] + ["code"] * (lines > 0)
+        text += f", and {round(folded)} more for what is folded: {', '.join(what)}"
     line = nodes.paragraph("", f"{text}.", classes=["reading-time"])
     title.parent.insert(title.parent.index(title) + 1, line)
 
