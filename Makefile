@@ -109,7 +109,10 @@ costs: $(STAMP)
 
 # Interrupted, it goes on where it was when called again.
 model: $(STAMP)
-	$(BIN)/mllama-lite train --out trained
+	$(BIN)/mllama-lite train --out trained/first
+	$(BIN)/mllama-lite train --out trained/drawings --start trained/first --plan drawings
+	$(BIN)/mllama-lite train --out trained/rows --start trained/drawings --plan rows
+	$(BIN)/mllama-lite train --out trained/numbers --start trained/rows --plan numbers
 
 measure: $(STAMP)
 	$(BIN)/mllama-lite measure --out notebooks/measured/held_out.json

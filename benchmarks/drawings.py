@@ -1,6 +1,6 @@
 """How well the live page reads what is drawn on its paper.
 
-python benchmarks/drawings.py [--count 10] [--out FILE] [--sheet FOLDER]
+python benchmarks/drawings.py [--count 10] [--seed 0] [--out FILE] [--sheet FOLDER]
 
 Digits and shapes are drawn by program as a hand draws them: each digit in two or three ways,
 with a slant, a size, a place and a wobble of its own, as points that a pointer would give. The
@@ -192,7 +192,7 @@ ANSWER = """async ({ marks, question }) => {
 }"""
 
 
-def measure(count, sheet=None):
+def measure(count, seed=0, sheet=None):
     """For each group: (right, total), and what was taken for what."""
     results, mistakes = {}, {}
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
@@ -207,7 +207,7 @@ def measure(count, sheet=None):
         page = browser.new_page()
         page.goto(address)
         page.wait_for_selector("[data-live=ask]")
-        for number, (group, marks, question, answer) in enumerate(cases(count)):
+        for number, (group, marks, question, answer) in enumerate(cases(count, seed)):
             got, picture = page.evaluate(ANSWER, {"marks": marks, "question": question})
             right, total = results.get(group, (0, 0))
             results[group] = right + (got == answer), total + 1
@@ -225,10 +225,11 @@ def measure(count, sheet=None):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--count", type=int, default=12, help="drawings of each digit")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawings")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     parser.add_argument("--sheet", help="an existing folder for the pictures")
     options = parser.parse_args()
-    results, mistakes = measure(options.count, options.sheet)
+    results, mistakes = measure(options.count, options.seed, options.sheet)
     for group, (right, total) in results.items():
         common = ", ".join(
             f"{m} ({n})" for m, n in mistakes.get(group, Counter()).most_common(5)
@@ -238,6 +239,7 @@ def main():
         weights = (find_folder() / "model.safetensors").read_bytes()
         figures = {
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
+            "seed": options.seed,
             "right": results,
         }
         options.out.write_text(json.dumps(figures) + "\n", encoding="utf-8")

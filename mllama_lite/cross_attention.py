@@ -153,7 +153,7 @@ class CrossAttentionLayer(nn.Module):
         """Add what the images say to the tokens that see one.
 
         Both branches are 0 for tokens that see none. transformers zeroes only the
-        second; Meta's code, with which the weights were trained, both.
+        second; Meta's code, which came with the weights, both.
 
         Args:
             hidden: [B, T, D].

@@ -23,7 +23,12 @@ from mllama_lite.small_model.evaluation import (
 )
 from mllama_lite.small_model.questions import Question
 from mllama_lite.small_model.scenes import SPLITS
-from mllama_lite.small_model.training import DRAWINGS, DRAWN_ROWS, Plan
+from mllama_lite.small_model.training import (
+    DRAWINGS,
+    DRAWN_NUMBERS,
+    DRAWN_ROWS,
+    Plan,
+)
 from mllama_lite.tokenizer import ImagePart
 from test_scenes import kind_of
 
@@ -91,7 +96,7 @@ def test_no_batch_of_a_training_has_the_random_numbers_of_held_out(monkeypatch, 
     held = [real(seed).random(4).tolist() for seed in begun]
     trained = [
         real([plan.seed, step]).random(4).tolist()
-        for plan in (Plan(), DRAWINGS, DRAWN_ROWS)
+        for plan in (Plan(), DRAWINGS, DRAWN_ROWS, DRAWN_NUMBERS)
         for step in range(plan.steps)
     ]
     assert len(held) == 33 and len({tuple(numbers) for numbers in held}) == 33

@@ -1,11 +1,9 @@
 """Put a trained model into the package, with the pictures that are shown with it.
 
-    python tools/ship.py trained
-    python tools/ship.py trained/drawings history_drawings.json
+    python tools/ship.py trained/first trained/drawings trained/rows trained/numbers
 
-Takes what `mllama-lite train --out trained` (or `make model`) left behind: the model's
-files go to mllama_lite/small, what the training wrote down to notebooks/measured, under a
-name of its own if the model was trained on from the one before. The
+Takes what `make model` left behind, training after training: the last folder's model goes
+to mllama_lite/small, what each training wrote down to notebooks/measured/history/. The
 example pictures are drawn from scans that were never trained on; the picture of where the
 model looks, which README.md shows, is made by the model itself.
 """
@@ -23,7 +21,7 @@ from mllama_lite.vlm import load
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ROOT / "mllama_lite" / "small"
-MEASURED = ROOT / "notebooks" / "measured"
+HISTORY = ROOT / "notebooks" / "measured" / "history"
 ATTENTION = ROOT / "book" / "assets" / "attention.png"
 # name: (number of things, canvas). The seed is the first that draws so many, each of
 # another kind and colour, on a picture large enough to look at.
@@ -66,18 +64,18 @@ def thinned(history, every=4):
 
 
 def main():
-    if not 2 <= len(sys.argv) <= 3:
+    folders = [Path(name) for name in sys.argv[1:]]
+    if not folders:
         sys.exit(__doc__)
-    folder = Path(sys.argv[1])
-    written = MEASURED / (sys.argv[2] if sys.argv[2:] else "history.json")
     (SMALL / "pictures").mkdir(parents=True, exist_ok=True)
-    MEASURED.mkdir(exist_ok=True)
-    for path in folder.iterdir():
+    for path in folders[-1].iterdir():
         if path.name not in ("training.pt", "history.json") and path.is_file():
             shutil.copyfile(path, SMALL / path.name)
-    history = thinned(json.loads((folder / "history.json").read_text()))
-    lines = ",\n".join(json.dumps(entry) for entry in history)
-    written.write_text(f"[\n{lines}\n]\n")
+    HISTORY.mkdir(parents=True, exist_ok=True)
+    for folder in folders:
+        history = thinned(json.loads((folder / "history.json").read_text()))
+        lines = ",\n".join(json.dumps(entry) for entry in history)
+        (HISTORY / f"{folder.name}.json").write_text(f"[\n{lines}\n]\n")
     for name in PICTURES:
         example(name).image.save(SMALL / "pictures" / f"{name}.png")
     vlm = load(device="cpu")

@@ -23,9 +23,9 @@ def add_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--plan",
-        choices=("first", "drawings", "rows"),
-        help="first makes a model from nothing, drawings and rows go on from one, in this "
-        "order; without it, first, or drawings where there is a start",
+        choices=("first", "drawings", "rows", "numbers"),
+        help="first makes a model from nothing, the others go on from one, in this order; "
+        "without it, first, or drawings where there is a start",
     )
     for name, meaning in (
         ("seed", "of all random numbers"),
@@ -41,7 +41,7 @@ def run(options: Namespace) -> None:
     check_out(options)
     keep_freed_memory()
     from mllama_lite.devices import find_device
-    from mllama_lite.small_model.training import DRAWINGS, DRAWN_ROWS, Plan, train
+    from mllama_lite.small_model import training
 
     names = ("seed", "vision_steps", "joint_steps", "decay_steps")
     given = {name: getattr(options, name) for name in names}
@@ -51,10 +51,20 @@ def run(options: Namespace) -> None:
             f"There is no --start: expected the folder of a model for {name!r} to go on "
             "from; add --start FOLDER."
         )
-    plan = {"first": Plan(), "drawings": DRAWINGS, "rows": DRAWN_ROWS}[name]
+    plan = {
+        "first": training.Plan(),
+        "drawings": training.DRAWINGS,
+        "rows": training.DRAWN_ROWS,
+        "numbers": training.DRAWN_NUMBERS,
+    }[name]
     plan = replace(plan, **{k: v for k, v in given.items() if v is not None})
-    device = find_device(options.device)
-    train(options.out, plan, training_progress(), device=device, start=options.start)
+    training.train(
+        options.out,
+        plan,
+        training_progress(),
+        device=find_device(options.device),
+        start=options.start,
+    )
     print(options.out)
 
 

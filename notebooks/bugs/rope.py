@@ -149,5 +149,5 @@ def four_heads():
 def answers_of_the_shipped_model():
     vlm, picture = load(dtype="float32", device="cpu"), "tall.png"
     ask = lambda text: vlm.ask(text, find_folder() / "pictures" / picture)
-    assert ask("Read the digits from top to bottom.") == "9 1 8"
+    assert ask("Read the digits from top to bottom.") == "9 1 6"
     assert ask("What is the red digit?") == "9"

@@ -144,7 +144,7 @@ WRONG = {
     "four-heads": [
         [(1, 0), (1, 1), (1, 2), (1, 3)],  # the first layer that looks
         [(5, 0), (5, 1), (5, 2), (5, 3)],  # the last
-        [(1, 2), (3, 2), (5, 2), (3, 3)],  # those that cost most when closed alone
+        [(3, 1), (3, 3), (5, 2), (5, 3)],  # those that cost most when closed alone
         [(layer, head) for layer in (1, 3, 5) for head in range(4)],
         [(0, 2), (0, 3), (1, 2), (1, 3)],  # layers counted among themselves
     ],

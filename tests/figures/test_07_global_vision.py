@@ -147,7 +147,7 @@ def test_vision_parts(figure, vlm, image):
         {THIRD: False, TILE: False},
         {LATE: True},
         {"Global gates": 0},
-        {"Global gates": 150, FIRST: False},
+        {"Global gates": 140, FIRST: False},
     ):
         changes = INTACT | changes
         for label, value in changes.items():

@@ -87,7 +87,7 @@ def test_next_token_of_the_model(figure):
         return want.softmax(-1)
 
     first = check([]).topk(2)
-    assert first.values[0] < 0.5  # a close choice
+    assert first.values[0] < 0.8 and first.values[1] > 0.1  # it is not sure
     written = [first.indices[1].item()]
     shown.set("Token by rank", 2)
     said = f"Written: “{vlm.tokenizer.decode(written)}”"

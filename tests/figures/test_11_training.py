@@ -30,7 +30,7 @@ def rounded(value):
 
 @pytest.fixture(scope="module")
 def history():
-    path = conftest.ROOT / "notebooks" / "measured" / "history.json"
+    path = conftest.ROOT / "notebooks" / "measured" / "history" / "first.json"
     return json.loads(path.read_text("utf-8"))
 
 

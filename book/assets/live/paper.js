@@ -9,7 +9,7 @@
   const SHAPES = ["circle", "square", "triangle", "star"];
   const SIDE = 112;  // of the paper, in its own units
   const PAPER = "rgb(244, 242, 238)";
-  const HEIGHT = 24, PEN = 4, MARGIN = 6;  // of a thing as the model knows them, in pixels
+  const HEIGHT = 22, PEN = 4, MARGIN = 6;  // of a thing as the model knows them, in pixels
 
   // A mark is a stroke, { colour, points: [[x, y], ...] }, or a stamp, { colour, shape, at, size }.
   function boxOf({ points, at, size }) {
@@ -72,7 +72,7 @@
   }
 
   // The drawing as large as the things that the model was trained on: strokes drawn anew so that
-  // a thing is 24 pixels high, on a paper as small as holds them, each where it was.
+  // a thing is 22 pixels high, on a paper as small as holds them, each where it was.
   function fitted(marks) {
     if (!marks.length) return blank(56, 56)[0];
     const boxes = things(marks), heights = boxes.map(b => Math.max(b[3] - b[1], 0.7 * (b[2] - b[0])));

@@ -2,7 +2,7 @@
 // Chapter 11: the training of the shipped model, as it was written down. First it looks, then it
 // finds, then it settles: right answers and their loss move at different times.
 mllama.figure("training_run", figure => {
-  // From notebooks/measured/history.json, to three digits, every 200 steps: losses, gates (null:
+  // From notebooks/measured/history/first.json, to three digits, every 200 steps: losses, gates (null:
   // nothing was asked), and right answers of 40 in each row, at the steps of CHECKS.
   const EVERY = 200, STEPS = 12000, CHECKS = [6000, 7000, 8000, 9000, 10000, 11000, 12000];
   const LOSSES = {
