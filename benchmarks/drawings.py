@@ -1,6 +1,7 @@
 """How well the live page reads what is drawn on its paper.
 
-python benchmarks/drawings.py [--count 10] [--seed 0] [--out FILE] [--sheet FOLDER]
+python benchmarks/drawings.py [--count 12] [--seed 0] [--model FOLDER] [--out FILE]
+    [--sheet FOLDER]
 
 Digits and shapes are drawn by program as a hand draws them: each digit in two or three ways,
 with a slant, a size, a place and a wobble of its own, as points that a pointer would give. The
@@ -192,11 +193,11 @@ ANSWER = """async ({ marks, question }) => {
 }"""
 
 
-def measure(count, seed=0, sheet=None):
-    """For each group: (right, total), and what was taken for what."""
+def measure(count, seed=0, sheet=None, model=None):
+    """For each group: (right, total), and what was taken for what; of the shipped model if none."""
     results, mistakes = {}, {}
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        live.write_site(Path(folder))
+        live.write_site(Path(folder), model)
         address = live.write_page(
             Path(folder), "index", '<div class="mllama-live"></div>'
         )
@@ -226,17 +227,21 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--count", type=int, default=12, help="drawings of each digit")
     parser.add_argument("--seed", type=int, default=0, help="of the drawings")
+    parser.add_argument("--model", type=Path, help="a folder, else the shipped model")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     parser.add_argument("--sheet", help="an existing folder for the pictures")
     options = parser.parse_args()
-    results, mistakes = measure(options.count, options.seed, options.sheet)
+    results, mistakes = measure(
+        options.count, options.seed, options.sheet, options.model
+    )
     for group, (right, total) in results.items():
         common = ", ".join(
             f"{m} ({n})" for m, n in mistakes.get(group, Counter()).most_common(5)
         )
         print(f"{group:26} {right / total:.3f} of {total}   {common}")
     if options.out:
-        weights = (find_folder() / "model.safetensors").read_bytes()
+        folder = options.model or find_folder()
+        weights = (folder / "model.safetensors").read_bytes()
         figures = {
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
             "seed": options.seed,

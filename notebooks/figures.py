@@ -44,12 +44,12 @@ def token_text(tokenizer, id):
     return text.strip(" ") or "␣"
 
 
-def labels(tokenizer, tokens, labels, per_line=19):
+def labels(tokenizer, tokens, labels, per_line=12):
     """Draw tokens as boxes, in lines; orange where a label is, with the label below."""
     starts = range(0, len(tokens), per_line)
-    size = (9, 0.95 * len(starts))
+    size = (9, 1.05 * len(starts))
     figure, axes = plt.subplots(len(starts), 1, figsize=size, squeeze=False)
-    style = dict(ha="center", va="center", fontsize=7)
+    style = dict(ha="center", va="center", fontsize=10)
     for axis, start in zip(axes[:, 0], starts):
         x, end = 0.0, start + per_line
         for token, label in zip(tokens[start:end], labels[start:end]):
@@ -62,6 +62,6 @@ def labels(tokenizer, tokens, labels, per_line=19):
             if learned:
                 axis.text(x + wide / 2, -0.25, token_text(tokenizer, label), **style)
             x += wide
-        axis.set(xlim=(0, 17), ylim=(-0.5, 0.7))
+        axis.set(xlim=(0, 11), ylim=(-0.5, 0.7))
         axis.set_axis_off()
     plt.show()

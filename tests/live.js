@@ -50,16 +50,17 @@ const commands = {
     mllama.change(model, gates, {});
     return floats(logits);
   },
-  // Several questions about one list of images, which are encoded once.
+  // Several questions about one list of images, which are encoded once; of the first `keep` of them
+  // the logits and looks too.
   answers: ({ images, questions, keep }) => {
     const encoded = images.map(image => model.encodeImage(mllama.imageToTiles(picture(image), size)));
-    return questions.map(messages => {
-      const watched = keep ? mllama.watch(model) : null, tokens = tokenizer.encodeChat(messages);
+    return questions.map((messages, number) => {
+      const watched = number < keep ? mllama.watch(model) : null, tokens = tokenizer.encodeChat(messages);
       const result = { ids: [], logits: [], looks: [] };
       const options = { stopIds: tokenizer.stopIds, maxNewTokens: 32 };
       for (const { id, logits } of mllama.generate(model, tokens, encoded, options)) {
         result.ids.push(id);
-        if (!keep) continue;
+        if (!watched) continue;
         result.logits.push(floats(logits));
         const looks = Object.entries(watched.latest()).map(([layer, w]) => [layer, floats(w)]);
         result.looks.push(Object.fromEntries(looks));

@@ -230,10 +230,7 @@ def test_answers_and_logits_of_the_page(engine, vlm, scenes, proof):
     worst, differ = 0.0, 0
     for image, questions in scenes:
         messages = [asked(question.text) for question in questions]
-        got = engine("answers", images=[sent(image)], questions=messages[:1], keep=True)
-        got += engine(
-            "answers", images=[sent(image)], questions=messages[1:], keep=False
-        )
+        got = engine("answers", images=[sent(image)], questions=messages, keep=1)
         content = [[ImagePart(), question.text] for question in questions]
         rows = [
             vlm.tokenizer.encode_chat([{"role": "user", "content": parts}])[0]
@@ -259,7 +256,7 @@ def test_several_images_on_the_page(engine, vlm, scenes, proof):
             {"role": "user", "content": [None, "What is in the picture?"]},
         ]
         (got,) = engine(
-            "answers", images=[*map(sent, images)], questions=[turns], keep=True
+            "answers", images=[*map(sent, images)], questions=[turns], keep=1
         )
         tokens = engine("chat", messages=turns)
         want = vlm.logits(tokens + got["ids"], images)[len(tokens) - 1 : -1]
@@ -274,7 +271,7 @@ def test_looks_of_the_page(engine, vlm, scenes, proof):
     for image, questions in scenes[:16]:
         text = questions[0].text
         (got,) = engine(
-            "answers", images=[sent(image)], questions=[asked(text)], keep=True
+            "answers", images=[sent(image)], questions=[asked(text)], keep=1
         )
         looks = look(vlm, text, image)
         shown = [

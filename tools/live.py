@@ -58,10 +58,13 @@ PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Live</titl
 """
 
 
-def write_site(folder: Path) -> None:
-    """Put the scripts and the packed model into a folder, for a `write_page`."""
+def write_site(folder: Path, model: Path | None = None) -> None:
+    """Put the scripts and a packed model, the shipped one if none is given, into a folder.
+
+    It is for a `write_page`.
+    """
     shutil.copytree(LIVE, folder / "live", ignore=shutil.ignore_patterns("packed"))
-    main(folder / "live" / "packed")
+    main(folder / "live" / "packed", model)
 
 
 def write_page(folder: Path, name: str, body: str) -> str:
@@ -71,9 +74,9 @@ def write_page(folder: Path, name: str, body: str) -> str:
     return path.as_uri()
 
 
-def main(target: Path) -> None:
+def main(target: Path, model: Path | None = None) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    wanted = scripts(find_folder())
+    wanted = scripts(model or find_folder())
     for path in target.glob("*.js"):
         if path.name not in wanted:
             path.unlink()

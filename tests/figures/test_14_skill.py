@@ -54,7 +54,7 @@ def test_two_trainings_has_every_recorded_number(figure, trained):
     "first, second, times",
     [
         ("all, rank 2, rate 0.008", "full, rate 0.0015", 1),
-        ("all, rank 2, rate 0.008", "self, rate 0.004", 1),
+        ("all, rank 2, rate 0.008", "self, rate 0.008", 1),
         ("full, rate 0.0015", "mixed, 1/2, rate 0.008", 4),
         ("head, rate 0.008", "vision, rate 0.008", 32),
         ("all, rank 8, rate 0.004", "all, rank 8, rate 0.008", 1),
