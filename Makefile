@@ -76,10 +76,12 @@ pdf: book
 	$(BIN)/python tools/pdf.py _build/html _build/llama-vision.pdf
 
 # Two runs, because the notebooks need a plugin of their own; --dist loadfile keeps the
-# cells of one notebook in one kernel.
+# cells of one notebook in one kernel. Reordered, those with few cells would come last, and some of
+# them take long.
 test: $(STAMP) $(PAGE)
 	$(BIN)/python -m pytest tests -q -n $(WORKERS)
-	$(BIN)/python -m pytest -p tests.outputs notebooks -q -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -p tests.outputs notebooks -q -n $(WORKERS) --dist loadfile \
+	  --no-loadscope-reorder
 
 notebooks: $(STAMP)
 	$(BIN)/python tools/notebooks.py --run

@@ -910,7 +910,7 @@ def pictures(tmp_path_factory):
 def trained(pictures, tmp_path_factory):
     """The folder of an adapter that the command line has trained."""
     out = tmp_path_factory.mktemp("trained") / "out"
-    options = "--steps 12 --batch 2 --lr 5e-3 --rank 4 --seed 3 --device cpu"
+    options = "--steps 12 --batch 2 --lr 1e-2 --rank 4 --seed 3 --device cpu"
     with torch.enable_grad():
         code = cli.main(
             ["finetune", str(pictures), "--out", str(out), *options.split()]
@@ -942,7 +942,7 @@ def test_the_command_line_from_pictures_to_an_answer(trained, pictures, capsys):
 
 @pytest.mark.witness
 def test_accelerate_launches_the_same_command(trained, pictures, tmp_path):
-    options = "--steps 12 --batch 2 --lr 5e-3 --rank 4 --seed 3 --device cpu"
+    options = "--steps 12 --batch 2 --lr 1e-2 --rank 4 --seed 3 --device cpu"
     launch = "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1"
     launch += " --mixed_precision no --dynamo_backend no --main_process_port 0"
     command = [sys.executable, "-m", *launch.split(), "-m", "mllama_lite.cli"]

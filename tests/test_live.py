@@ -228,19 +228,25 @@ def test_sampling_of_the_page(engine, proof):
 def test_answers_and_logits_of_the_page(engine, vlm, scenes, proof):
     """1,024 answers; the logits of every token of 256 of them, one for each picture."""
     worst, differ = 0.0, 0
-    for image, questions in scenes:
-        messages = [asked(question.text) for question in questions]
-        got = engine("answers", images=[sent(image)], questions=messages, keep=1)
-        content = [[ImagePart(), question.text] for question in questions]
-        rows = [
-            vlm.tokenizer.encode_chat([{"role": "user", "content": parts}])[0]
-            for parts in content
-        ]
-        ids = vlm.generate_batch(rows, [[image]] * len(rows), 32)
-        differ += sum(a["ids"] != b for a, b in zip(got, ids, strict=True))
-        want = vlm.logits(rows[0] + ids[0], [image])[len(rows[0]) - 1 : -1]
-        logits = torch.stack([floats(step) for step in got[0]["logits"]])
-        worst = max(worst, (logits - want).abs().max().item())
+
+    def prompt(text):
+        return vlm.tokenizer.encode_chat(
+            [{"role": "user", "content": [ImagePart(), text]}]
+        )[0]
+
+    for first in range(0, len(scenes), 8):
+        some = scenes[first : first + 8]
+        rows = [[prompt(one.text) for one in questions] for _, questions in some]
+        images = [[image] for image, questions in some for _ in questions]
+        want_ids = iter(vlm.generate_batch(sum(rows, []), images, 32))
+        for (image, questions), own in zip(some, rows):
+            messages = [asked(question.text) for question in questions]
+            got = engine("answers", images=[sent(image)], questions=messages, keep=1)
+            ids = [next(want_ids) for _ in questions]
+            differ += sum(a["ids"] != b for a, b in zip(got, ids, strict=True))
+            want = vlm.logits(own[0] + ids[0], [image])[len(own[0]) - 1 : -1]
+            logits = torch.stack([floats(step) for step in got[0]["logits"]])
+            worst = max(worst, (logits - want).abs().max().item())
     inputs = "256 pictures, 32 for each canvas, every kind of question"
     proof("Page's engine: logits", "the package, fp32", inputs, worst, 1e-4)
     proof("Page's engine: answers", "the package, fp32", "1,024 questions", differ, 0)

@@ -6,6 +6,7 @@ numbers.
 """
 
 import math
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -204,8 +205,9 @@ def draw_with_pen(rng: np.random.Generator, kind: str) -> Image.Image:
     return image.resize((40, 40), Image.Resampling.BOX)
 
 
+@cache
 def pen_masks(seed: int = 0, count: int = 500) -> dict[str, list[Image.Image]]:
-    """Drawings of everything, to be used as the scans of `load_masks` are.
+    """Drawings of everything, to be used as the scans of `load_masks` are; drawn once.
 
     Args:
         seed: of the drawings.
