@@ -59,10 +59,7 @@ PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Live</titl
 
 
 def write_site(folder: Path, model: Path | None = None) -> None:
-    """Put the scripts and a packed model, the shipped one if none is given, into a folder.
-
-    It is for a `write_page`.
-    """
+    """Put the scripts and a packed model, else the shipped one, into a folder for `write_page`."""
     shutil.copytree(LIVE, folder / "live", ignore=shutil.ignore_patterns("packed"))
     main(folder / "live" / "packed", model)
 
