@@ -348,22 +348,36 @@ class FigurePage:
         self.root.get_by_role("button", name=label).click()
 
 
+@pytest.fixture(scope="session")
+def first_page(browser):
+    """One page for all figures, one after another: a new one takes longer than what it shows."""
+    return browser.new_context().new_page()
+
+
 @pytest.fixture
-def figure(browser, live_site):
+def figure(first_page, live_site):
     """A function that opens a figure by its name; fails the test if a script fails."""
-    context, said = browser.new_context(viewport={"width": 900, "height": 900}), []
+    pages, said = [], []
 
     def opened(name):
-        address = live.write_page(live_site, name, FIGURE.format(name=name))
-        page = context.new_page()
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("console", lambda message: said.append(message.text))
-        page.goto(address)
+        page = first_page.context.new_page() if pages else first_page
+        pages.append(page)
+        page.set_viewport_size({"width": 900, "height": 900})
+        page.on("pageerror", complain)
+        page.on("console", complain)
+        page.goto(live.write_page(live_site, name, FIGURE.format(name=name)))
         page.wait_for_selector(".mllama-figure[data-ready]")
         return FigurePage(page, page.locator(".mllama-figure"))
 
+    def complain(message):
+        said.append(getattr(message, "text", str(message)))
+
     yield opened
-    context.close()
+    for page in pages:
+        page.remove_listener("pageerror", complain)
+        page.remove_listener("console", complain)
+        if page is not first_page:
+            page.close()
     assert said == []
 
 
