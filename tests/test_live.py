@@ -74,13 +74,13 @@ def asked(text, images=1):
 
 @pytest.fixture(scope="module")
 def scenes():
-    """256 pictures, 32 for each canvas, with 4 questions each: every kind, both wordings."""
+    """200 pictures, 25 for each canvas, with 5 questions each: every kind, both wordings."""
     rng, masks = np.random.default_rng([11, 1]), load_masks("validation")
     kinds, found = list(WORDINGS), []
-    for number in range(256):
+    for number in range(200):
         scene = draw_scene(rng, masks, canvas=canvases()[number % 8])
         questions = []
-        while len(questions) < 4:
+        while len(questions) < 5:
             kind = kinds[int(rng.integers(len(kinds)))]
             question = ask(rng, scene, kind, bool(rng.integers(2)))
             if question:
@@ -226,7 +226,7 @@ def test_sampling_of_the_page(engine, proof):
 
 
 def test_answers_and_logits_of_the_page(engine, vlm, scenes, proof):
-    """1,024 answers; the logits of every token of 256 of them, one for each picture."""
+    """1,000 answers; the logits of every token of 200 of them, one for each picture."""
     worst, differ = 0.0, 0
 
     def prompt(text):
@@ -247,9 +247,9 @@ def test_answers_and_logits_of_the_page(engine, vlm, scenes, proof):
             want = vlm.logits(own[0] + ids[0], [image])[len(own[0]) - 1 : -1]
             logits = torch.stack([floats(step) for step in got[0]["logits"]])
             worst = max(worst, (logits - want).abs().max().item())
-    inputs = "256 pictures, 32 for each canvas, every kind of question"
+    inputs = "200 pictures, 25 for each canvas, every kind of question"
     proof("Page's engine: logits", "the package, fp32", inputs, worst, 1e-4)
-    proof("Page's engine: answers", "the package, fp32", "1,024 questions", differ, 0)
+    proof("Page's engine: answers", "the package, fp32", "1,000 questions", differ, 0)
 
 
 def test_several_images_on_the_page(engine, vlm, scenes, proof):

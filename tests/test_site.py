@@ -110,7 +110,8 @@ TWO_OF_A_KIND = """() => {
 # that asks for no colour.
 NO_COLOURED_SPANS = """() => {
   for (const span of document.querySelectorAll("pre span, .sig span"))
-    if (span.getAttributeNames().every(name => name === "class")) span.replaceWith(...span.childNodes);
+    if (span.getAttributeNames().every(name => name === "class"))
+      span.replaceWith(...span.childNodes);
   document.body.normalize();
 }"""
 
