@@ -14,7 +14,7 @@ TORCH_INDEX ?=
 test proof: export OMP_NUM_THREADS ?= 1
 
 .PHONY: help book pdf test notebooks export update check format bench costs proof model measure ablations \
-  skills fuzz mutants clean
+  skills corpus fuzz mutants clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo "make measure    answer held-out questions with the shipped model"
 	@echo "make ablations  train the variants of the table in chapter 11 (hours)"
 	@echo "make skills     train the adapters of the table in chapter 14 (hours)"
+	@echo "make corpus     fetch the texts of chapter 16 into corpus/ (33 MB)"
 	@echo "make fuzz       throw ten million damaged files at the readers (hours)"
 	@echo "make mutants    break the model's core in small ways and see what the tests notice (half an hour)"
 	@echo "make proof      write the page 'What is proven' from the tests"
@@ -127,6 +128,9 @@ skills: $(STAMP)
 	$(BIN)/python benchmarks/skills.py train
 
 # Coverage-guided; hours for the ten million inputs that the page of proofs tells of.
+corpus: $(STAMP)
+	$(BIN)/python tools/corpus.py
+
 fuzz: $(STAMP)
 	$(BIN)/python -m pip install -q atheris
 	$(BIN)/python tools/fuzz.py --record tests/fuzz.json

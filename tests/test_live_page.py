@@ -156,9 +156,9 @@ def test_stamps_and_keys(page, site):
 def change(page, site, changes, question="What is in the picture?", picture="digits"):
     from urllib.parse import urlencode
 
-    page.goto("about:blank")
     state = urlencode({"picture": picture, "question": question, "changes": changes})
-    opened(page, site, f"#{state}")
+    opened(page, site, f"#{state}")  # without loading it again, where it is open
+    page.wait_for_selector("[data-live=answer]:empty", state="attached")
     return asked(page)
 
 
