@@ -47,6 +47,7 @@ BOXES = {
     ),
     "rope": (["RoPE"], "02_rope", 1, 4.4),
     "attention": (["grouped-query", "attention"], "03_attention", 2, 4.4),
+    "text": (["text from", "nothing"], "16_text", 3, 4.4),
 }
 ARROWS = [
     ("training", "checkpoint"),
@@ -63,6 +64,7 @@ ARROWS = [
     ("cross_attention", "decoder"),
     ("decoder", "cross_attention"),
     ("decoder", "inference"),
+    ("decoder", "text"),
 ]
 NOTES = [  # text, x, y
     ("a photograph", 14, 130),

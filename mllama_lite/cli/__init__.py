@@ -13,7 +13,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from mllama_lite import __version__
-from mllama_lite.cli import ask, chat, download, finetune, info, measure, train
+from mllama_lite.cli import (
+    ask,
+    chat,
+    download,
+    finetune,
+    info,
+    measure,
+    pretrain,
+    train,
+)
 from mllama_lite.cli.options import choices, parse
 from mllama_lite.cli.terminal import complain, silence
 from mllama_lite.errors import InputError, shown
@@ -27,6 +36,7 @@ COMMANDS = {
     "train": train,
     "measure": measure,
     "finetune": finetune,
+    "pretrain": pretrain,
 }
 
 

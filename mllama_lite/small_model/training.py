@@ -17,8 +17,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mllama_lite.checkpoints.loading import save_model
 from mllama_lite.checkpoints.processor_files import write_processor_files
@@ -28,6 +26,7 @@ from mllama_lite.errors import InputError, shown
 from mllama_lite.files import system_errors, written_aside
 from mllama_lite.local_vision import VisionConfig
 from mllama_lite.model import Mllama
+from mllama_lite.resumable import NOTE_EVERY, Resumable, decayed, quick_arithmetic
 from mllama_lite.small_model.evaluation import Item, answers, exact_match, held_out
 from mllama_lite.small_model.first_values import (
     initialise,
@@ -54,17 +53,10 @@ from mllama_lite.tiles import canvases, image_to_tiles
 from mllama_lite.tokenizer import NUM_SPECIAL_TOKENS, ImagePart, Tokenizer
 from mllama_lite.training_folder import (
     STATE,
-    Unlike,
     as_stored,
-    check_alike,
-    check_keys,
-    check_optimiser,
     check_out,
-    check_settings,
     checksum,
-    load_state,
     only_training,
-    save_state,
 )
 from mllama_lite.vlm import VLM, load
 
@@ -359,7 +351,7 @@ def answer_loss(model: Mllama, batch: SceneBatch, vision: torch.Tensor) -> torch
     return F.cross_entropy(logits.float(), batch.labels[wanted])
 
 
-class Pretrainer:
+class Pretrainer(Resumable):
     """A model in training, with everything that a later run needs to go on from here.
 
     Args:
@@ -371,8 +363,7 @@ class Pretrainer:
 
     Attributes:
         tokenizer: Tokenizer.
-        step: how many steps are done.
-        history: list of dicts, one for every 50 steps.
+        head: PatchHead.
     """
 
     def __init__(
@@ -384,45 +375,28 @@ class Pretrainer:
         start: str = "",
     ) -> None:
         self.plan, self.model, self.ranks, self.masks = plan, model, ranks, masks
-        self.start = start
         self.pens = pen_masks() if plan.drawn else None
         self.tokenizer = Tokenizer(ranks)
         share_places(model.vision_model)
         torch.manual_seed(plan.seed)
         self.head = PatchHead(model.config.text.hidden_size).to(model.device)
         parameters = [*model.named_parameters(), *self.head.named_parameters()]
-        # Only matrices decay: a gate or a norm that is pulled to 0 means something else.
-        decays = [p for name, p in parameters if p.ndim > 1 and "embed" not in name]
-        rest = [p for name, p in parameters if p.ndim == 1 or "embed" in name]
-        groups: list[dict[str, Any]] = [
-            {"params": decays},
-            {"params": rest, "weight_decay": 0.0},
-        ]
-        self.optimiser = torch.optim.AdamW(
-            groups, betas=(0.9, 0.98), weight_decay=0.05, fused=True
+        optimiser = torch.optim.AdamW(
+            decayed(dict(parameters)), betas=(0.9, 0.98), weight_decay=0.05, fused=True
         )
-        self.step = 0
-        self.history: list[dict[str, Any]] = []
-        self._sums = torch.zeros(2 + len(PATCH_TARGETS), device=model.device)
+        super().__init__(
+            as_stored(plan) | {"start": start},
+            plan.steps,
+            {"model": model, "head": self.head},
+            optimiser,
+            2 + len(PATCH_TARGETS),
+        )
 
     def train_step(self, batch: SceneBatch) -> torch.Tensor:
         """One step: draw, look, answer, learn. Returns the loss, fp32 scalar."""
         plan, joint = self.plan, self.step >= self.plan.vision_steps
-        for group in self.optimiser.param_groups:
-            group["lr"] = plan.learning_rate(self.step)
-        device = self.model.device
-        # On a CPU the fused kernel's backward pass is slower than plain products.
-        kernels = [SDPBackend.MATH]
-        if device.type != "cpu":
-            kernels += [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
-        batch = batch.to(device)
-        # A CPU whose library has no bf16 would multiply number by number.
-        fast = device.type != "cpu" or (
-            torch.backends.mkldnn.is_available()
-            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        )
-        mixed = torch.autocast(device.type, torch.bfloat16, enabled=fast)
-        with mixed, sdpa_kernel(kernels):
+        batch = batch.to(self.model.device)
+        with quick_arithmetic(self.model.device):
             vision = project(self.model, batch)  # [N, K, P, D]
             patches = self.head.loss(vision, batch.patches)
             told = patches.new_zeros(())
@@ -430,19 +404,14 @@ class Pretrainer:
                 told = answer_loss(self.model, batch, vision)
             weighted = (patches * patches.new_tensor(PATCH_WEIGHTS)).mean()
             loss = told + weighted * (plan.patch_weight if joint else 1.0)
-        loss.backward()
-        parameters = [*self.model.parameters(), *self.head.parameters()]
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        self.step += 1
+        self.learn(loss, plan.learning_rate(self.step))
         self._record(told.detach(), patches.detach())
         return loss.detach()
 
     def _record(self, answers: torch.Tensor, patches: torch.Tensor) -> None:
-        self._sums += torch.cat([answers.new_ones(1), answers[None], patches])
-        if self.step % 50 == 0:
-            count, told, *found = self._sums.tolist()
+        self.sums += torch.cat([answers.new_ones(1), answers[None], patches])
+        if self.step % NOTE_EVERY == 0:
+            count, told, *found = self.sums.tolist()
             gates = {
                 name: parameter.item()
                 for name, parameter in self.model.named_parameters()
@@ -456,54 +425,7 @@ class Pretrainer:
                     "gates": gates,
                 }
             )
-            self._sums.zero_()
-
-    def state(self) -> dict:
-        """Everything that `load` needs to go on from here."""
-        return {
-            "plan": as_stored(self.plan) | {"start": self.start},
-            "step": self.step,
-            "history": self.history,
-            "sums": self._sums,
-            "model": dict(self.model.state_dict()),
-            "head": dict(self.head.state_dict()),
-            "optimiser": self.optimiser.state_dict(),
-        }
-
-    def save(self, path: Path) -> None:
-        """Write the state to a file, see `save_state`."""
-        save_state(path, self.state())
-
-    def load(self, path: Path) -> None:
-        """Go on from where `save` was called.
-
-        Raises:
-            InputError: it was called with another plan; see `load_state`.
-        """
-        state = load_state(path, self._check, self.model.device)
-        if state["step"] == 0:
-            return  # it only says whose folder this is
-        check_settings(path, state["plan"], self.state()["plan"])
-        self.step, self.history = state["step"], state["history"]
-        self._sums = state["sums"]
-        self.model.load_state_dict(state["model"])
-        self.head.load_state_dict(state["head"])
-        self.optimiser.load_state_dict(state["optimiser"])
-
-    def _check(self, state: dict) -> None:
-        """Whether a state is of this training's form; see `load_state`."""
-        mine = self.state()
-        free: dict[str, Any] = {"optimiser": {}, "history": [], "plan": {}}
-        check_alike(state | free, mine | free)
-        if state["plan"] != mine["plan"]:
-            check_keys(state["plan"], mine["plan"], "the plan")
-            return  # which `load` says in its own words
-        if not 0 <= state["step"] <= self.plan.steps:
-            raise Unlike(f"step {state['step']} of {self.plan.steps}")
-        steps = [entry["step"] for entry in state["history"]]
-        if steps != list(range(50, state["step"] + 1, 50)):
-            raise Unlike("its history has other steps")
-        check_optimiser(state["optimiser"], self.optimiser, state["step"], every=False)
+            self.sums.zero_()
 
     def validate(self, items: Sequence[Item]) -> None:
         """Note in the history how many of some questions are answered right.

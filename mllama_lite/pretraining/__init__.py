@@ -1,0 +1,1 @@
+"""A language model from nothing: vocabulary, corpus, training (chapter 16)."""

@@ -1,0 +1,177 @@
+"""Text to train on: the vocabulary, documents that are read and streamed, packed tokens."""
+
+import json
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from mllama_lite.errors import InputError
+from mllama_lite.pretraining.corpus import (
+    Corpus,
+    Document,
+    is_held_out,
+    pack,
+    read_documents,
+    stream_documents,
+)
+from mllama_lite.pretraining.vocabulary import count_words, learn_merges
+from mllama_lite.tokenizer import Tokenizer, train_bpe
+
+
+def texts(count, seed=0):
+    rng = random.Random(seed)
+    words = ["the", "whale", "sees", "an", "ocean", "naïve", "42", "\n\n", "don't"]
+    return [
+        Document("made", str(i), " ".join(rng.choices(words, k=rng.randint(1, 80))))
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(learn_merges(count_words(d.text for d in texts(200)), 100))
+
+
+@pytest.fixture
+def corpus(tokenizer, tmp_path):
+    return pack(texts(200), tokenizer, tmp_path / "corpus")
+
+
+def test_merges_are_those_of_chapter_1():
+    rng = random.Random(1)
+    for trial in range(150):
+        letters = b"abcd"[: rng.randint(1, 4)]
+        words = [
+            bytes(rng.choices(letters, k=rng.randint(1, 9)))
+            for _ in range(rng.randint(0, 50))
+        ]
+        slow, quick = train_bpe(words, 40), learn_merges(Counter(words), 40)
+        assert list(slow.items()) == list(quick.items()), trial
+
+
+def test_words_are_cut_as_the_tokenizer_cuts():
+    counts = count_words(["It's 12345 naïve", "It's"])
+    assert counts[b"It"] == 2 and counts["\u0020na\u00efve".encode()] == 1
+    assert counts[b"123"] == counts[b"45"] == 1
+
+
+def test_documents_of_a_folder(tmp_path):
+    for name in ("b", "a"):
+        lines = [json.dumps({"text": f"{name} {i}"}) for i in range(2)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    (tmp_path / "other.txt").write_text("no document")
+    read = list(read_documents(tmp_path))
+    assert read == [
+        Document(name, str(i + 1), f"{name} {i}") for name in "ab" for i in range(2)
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["no JSON", "[1]", '"text"', '{"texts": "a"}', '{"text": 1}', "", "[" * 9999],
+)
+def test_a_bad_line_is_named(line, tmp_path):
+    path = tmp_path / "some.jsonl"
+    path.write_text(f'{{"text": "good"}}\n{line}\n{{"text": "good"}}\n')
+    with pytest.raises(
+        InputError, match=r"some\.jsonl, line 2, is .*: expected a JSON"
+    ):
+        list(read_documents(path))
+
+
+def test_nothing_to_read(tmp_path):
+    with pytest.raises(InputError, match=r"has no \.jsonl file"):
+        list(read_documents(tmp_path))
+    with pytest.raises(InputError, match="nowhere.jsonl cannot be read"):
+        list(read_documents(tmp_path / "nowhere.jsonl"))
+
+
+@pytest.mark.witness
+@pytest.mark.parametrize("form", ["json", "parquet"])
+def test_a_stream_of_the_hubs_form(form, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    path = tmp_path / f"rows.{form}"
+    rows = [{"story": document.text, "prompt": "p"} for document in texts(30)]
+    made = datasets.Dataset.from_list(rows)
+    made.to_json(path) if form == "json" else made.to_parquet(path)
+    read = list(stream_documents(form, column="story", data_files=str(path)))
+    assert [d.text for d in read] == [d.text for d in texts(30)]
+    assert [d.name for d in read] == [str(i) for i in range(30)]
+    with pytest.raises(InputError, match="has no text in 'text'.*story, prompt"):
+        next(stream_documents(form, data_files=str(path)))
+
+
+def test_every_token_is_kept_and_every_document_has_its_place(corpus, tokenizer):
+    end = tokenizer.special["<|end_of_text|>"]
+    found = {"train": {}, "held_out": {}}
+    for part, documents in corpus.documents.items():
+        for entry in documents:
+            first = entry["start"]
+            ids = corpus.tokens[part][first : first + entry["length"]].tolist()
+            assert ids[-1] == end
+            found[part][entry["name"]] = tokenizer.decode(ids[:-1])
+    for document in texts(200):
+        part = "held_out" if is_held_out(document) else "train"
+        assert found[part].pop(document.name) == document.text
+    assert not found["train"] and not found["held_out"]
+
+
+def test_what_is_held_out_hangs_on_the_name_alone(tokenizer, corpus, tmp_path):
+    names = [entry["name"] for entry in corpus.documents["held_out"]]
+    assert 1 <= len(names) <= 20  # of 200, a 32nd expected
+    turned = pack(reversed(texts(200)), tokenizer, tmp_path / "turned")
+    again = [entry["name"] for entry in turned.documents["held_out"]]
+    assert sorted(again) == sorted(names) and turned.checksum != corpus.checksum
+
+
+def test_pieces_follow_each_other(corpus):
+    length = 16
+    pieces = corpus.windows(range(corpus.num_windows(length)), length)
+    tokens = torch.from_numpy(corpus.tokens["train"].astype(np.int64))
+    assert torch.equal(pieces[:, :-1].flatten(), tokens[: len(pieces) * length])
+    assert torch.equal(pieces[:, 1:].flatten(), tokens[1 : len(pieces) * length + 1])
+    assert len(tokens) - len(pieces) * length <= length
+
+
+def test_enough_is_enough(tokenizer, tmp_path):
+    passed = iter(texts(200))
+    corpus = pack(passed, tokenizer, tmp_path, most=500)
+    last = corpus.documents["train"][-1]["length"]
+    assert 500 <= len(corpus.tokens["train"]) < 500 + last
+    assert next(passed, None) is not None  # the rest was not asked for
+
+
+def test_many_tokens_take_four_bytes(tmp_path):
+    class Wide(Tokenizer):
+        def __init__(self):
+            self.special = {"<|end_of_text|>": 2**16}
+
+        def encode(self, text):
+            return [70_000] * len(text)
+
+    corpus = pack([Document("a", "b", "four")], Wide(), tmp_path)
+    part = "held_out" if is_held_out(Document("a", "b", "four")) else "train"
+    assert corpus.tokens[part].tolist() == [70_000] * 4 + [2**16]
+
+
+def test_nothing_to_learn_from(tokenizer, tmp_path):
+    with pytest.raises(InputError, match="no document to learn from"):
+        pack([], tokenizer, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_corpus_that_does_not_fit_its_index(corpus):
+    path = corpus.folder / "train.bin"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(InputError, match="as the index says"):
+        Corpus(corpus.folder)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"documents": 3}'])
+def test_an_index_that_is_none(corpus, text):
+    (corpus.folder / "corpus.json").write_text(text)
+    with pytest.raises(InputError, match="is no index of a corpus"):
+        Corpus(corpus.folder)
