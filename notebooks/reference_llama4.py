@@ -115,7 +115,9 @@ def meta_logits(model, tokens, start=0):
 def ours_from_meta(meta, config):
     """This package's model with the parameters of Meta's."""
     model = Llama4(config)
-    missing, other = model.load_state_dict(from_meta(meta.state_dict()), strict=False)
+    missing, other = model.load_state_dict(
+        from_meta(meta.state_dict(), config), strict=False
+    )
     assert not other and all(name.endswith("choice_bias") for name in missing)
     return model.eval()
 

@@ -75,7 +75,8 @@ def test_documents_of_a_folder(tmp_path):
 )
 def test_a_bad_line_is_named(line, tmp_path):
     path = tmp_path / "some.jsonl"
-    path.write_text(f'{{"text": "good"}}\n{line}\n{{"text": "good"}}\n')
+    text = f'{{"text": "good"}}\n{line}\n{{"text": "good"}}\n'
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(
         InputError, match=r"some\.jsonl, line 2, is .*: expected a JSON"
     ):
@@ -138,9 +139,9 @@ def test_pieces_follow_each_other(corpus):
 
 def test_enough_is_enough(tokenizer, tmp_path):
     passed = iter(texts(200))
-    corpus = pack(passed, tokenizer, tmp_path, most=500)
+    corpus = pack(passed, tokenizer, tmp_path, most=9000)
     last = corpus.documents["train"][-1]["length"]
-    assert 500 <= len(corpus.tokens["train"]) < 500 + last
+    assert 9000 <= len(corpus.tokens["train"]) < 9000 + last
     assert next(passed, None) is not None  # the rest was not asked for
 
 
@@ -152,14 +153,17 @@ def test_many_tokens_take_four_bytes(tmp_path):
         def encode(self, text):
             return [70_000] * len(text)
 
-    corpus = pack([Document("a", "b", "four")], Wide(), tmp_path)
-    part = "held_out" if is_held_out(Document("a", "b", "four")) else "train"
-    assert corpus.tokens[part].tolist() == [70_000] * 4 + [2**16]
+    corpus = pack(texts(200), Wide(), tmp_path)
+    first = corpus.documents["train"][0]["length"]
+    assert corpus.tokens["train"][:first].tolist() == [70_000] * (first - 1) + [2**16]
 
 
-def test_nothing_to_learn_from(tokenizer, tmp_path):
-    with pytest.raises(InputError, match="no document to learn from"):
-        pack([], tokenizer, tmp_path)
+@pytest.mark.parametrize(
+    ("documents", "what"), [([], "learn from"), (texts(1), "hold out")]
+)
+def test_too_few_documents(documents, what, tokenizer, tmp_path):
+    with pytest.raises(InputError, match=f"no document to {what}"):
+        pack(documents, tokenizer, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -100,12 +100,11 @@ def test_embeddings_in_the_place_of_tokens(cases):
     assert largest(ours(None, embeddings=rows), wanted) < 2e-5
 
 
-def test_metas_names_of_the_published_models():
-    """On the meta device: every name of Meta's model has a place, and the shapes fit."""
+def test_names_of_metas_modules():
     for seed in SEEDS:
         config = reference_llama4.random_config(seed)
         meta = reference_llama4.meta_model(config, seed=seed)
-        state = from_meta(meta.state_dict())
+        state = from_meta(meta.state_dict(), config)
         mine = {
             name: tensor.shape
             for name, tensor in Llama4(config).state_dict().items()
@@ -114,11 +113,69 @@ def test_metas_names_of_the_published_models():
         assert {name: tensor.shape for name, tensor in state.items()} == mine
 
 
+def as_published(state, config):
+    """A state with the names and forms that Meta's load hooks expect of a checkpoint."""
+    found, size = {"rope.freqs": torch.zeros(2)}, config.hidden_size
+    for name, tensor in state.items():
+        layer, _, end = name.rpartition(".attention.")
+        if end in ("wk.weight", "wv.weight"):
+            continue
+        inner, _, last = name.rpartition(".feed_forward.")
+        if end == "wq.weight":
+            parts = [state[f"{layer}.attention.w{x}.weight"] for x in "qkv"]
+            found[f"{layer}.attention.wqkv.weight"] = torch.cat(parts)
+            found[f"{layer}.attention.wqkv._extra_state"] = torch.zeros(1)
+        elif name.endswith(".attention_norm.weight"):
+            first = name.removesuffix("attention_norm.weight")
+            found[f"{first}attention.wqkv.layer_norm_weight"] = tensor
+        elif name.endswith(".ffn_norm.weight"):
+            first = name.removesuffix("ffn_norm.weight")
+            dense = f"{first}feed_forward.w1.weight" in state
+            kind = "mlp.layer_norm_weight" if dense else "norm.weight"
+            found[f"{first}feed_forward.{kind}"] = tensor
+        elif last == "w1.weight":
+            up = state[f"{inner}.feed_forward.w3.weight"]
+            found[f"{inner}.feed_forward.mlp.fc1_weight"] = torch.cat([tensor, up])
+        elif last == "w2.weight":
+            found[f"{inner}.feed_forward.mlp.fc2_weight"] = tensor
+        elif last == "w3.weight":
+            continue
+        elif last.startswith("experts."):
+            stored = {"w1": "in_eD", "w3": "swiglu_eD", "w2": "out_eF"}[last[-2:]]
+            width = "D" if last.endswith("w2") else "F"
+            flat = tensor.reshape(-1, size if width == "D" else tensor.shape[-1])
+            found[f"{inner}.feed_forward.experts.moe_w_{stored}_{width}"] = flat
+        elif last.startswith("shared_expert."):
+            kinds = {"w1": "in_shared_FD", "w3": "swiglu_FD", "w2": "out_shared_DF"}
+            kind = kinds[last.split(".")[1]]
+            found[f"{inner}.feed_forward.w_{kind}.weight"] = tensor
+        else:
+            found[name] = tensor
+    return found
+
+
+def test_names_of_metas_checkpoints():
+    """Meta's own hooks read the same state, and both models give the same logits."""
+    for seed in (0, 2, 5, 8):
+        config = reference_llama4.random_config(seed)
+        plain = reference_llama4.meta_model(config, seed=seed).state_dict()
+        published = as_published(plain, config)
+        assert not {n for n in published if ".wq." in n or "experts.w1" in n}
+        meta = reference_llama4.meta_model(config, seed=99)
+        meta.load_state_dict(dict(published))
+        ours = Llama4(config)
+        ours.load_state_dict(from_meta(published, config), strict=False)
+        tokens = torch.arange(24).view(2, 12)
+        wanted = reference_llama4.meta_logits(meta, tokens)
+        with torch.no_grad():
+            assert largest(ours(tokens), wanted) < 2e-5
+
+
 def test_what_belongs_to_the_vision_encoder_is_left_out():
     config = reference_llama4.random_config(0)
     state = reference_llama4.meta_model(config).state_dict()
-    both = from_meta(state | {"vision_projection.weight": torch.zeros(2, 2)})
-    assert both.keys() == from_meta(state).keys()
+    more = state | {"vision_projection.weight": torch.zeros(2, 2)}
+    assert from_meta(more, config).keys() == from_meta(state, config).keys()
 
 
 @pytest.mark.parametrize(
@@ -126,7 +183,25 @@ def test_what_belongs_to_the_vision_encoder_is_left_out():
 )
 def test_other_names_are_refused(name):
     with pytest.raises(InputError, match=f"{name} is no tensor of Llama 4's"):
-        from_meta({name: torch.zeros(2, 2)})
+        from_meta({name: torch.zeros(2, 2)}, Llama4Config())
+
+
+def test_half_of_an_experts_matrices_is_refused():
+    name = "layers.0.feed_forward.experts.w1"
+    with pytest.raises(InputError, match="experts.w1 is there and .*w3 is not"):
+        from_meta({name: torch.zeros(2, 3, 4)}, Llama4Config())
+
+
+def test_scouts_stretching_of_frequencies_is_metas():
+    reference_llama4.reference.start_meta()
+    from llama_models.llama4.model import apply_scaling
+
+    from mllama_lite.rope import rope_frequencies
+
+    plain = rope_frequencies(128, 500000.0)
+    ours = rope_frequencies(128, 500000.0, Llama4Config().rope_scaling)
+    assert torch.equal(ours, apply_scaling(plain, 16, 1))
+    assert not torch.equal(ours, plain)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +210,12 @@ def test_other_names_are_refused(name):
         ({"num_key_value_heads": 3}, "40 query heads for 3 key heads"),
         ({"num_experts_per_tok": 0}, "sends a token to 0 of 16 experts"),
         ({"num_experts_per_tok": 17}, "sends a token to 17 of 16 experts"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads is 0: expected a whole"),
+        ({"interleave_moe_layer_step": 0}, "interleave_moe_layer_step is 0"),
+        ({"hidden_size": 19.5}, "hidden_size is 19.5: expected a whole number, 1"),
+        ({"attention_chunk_size": -1}, "attention_chunk_size is -1"),
+        ({"head_dim": 15}, "has head_dim 15"),
+        ({"floor_scale": 0.0}, "floor_scale 0.0"),
     ],
 )
 def test_configurations_that_cannot_be(change, message):

@@ -189,7 +189,7 @@ def test_another_corpus_in_the_same_folder_is_refused(corpus, tmp_path):
         pretrain(tmp_path / "out", corpus, tiny(), PLAN, stop_at(100))
     ranks = {bytes([i]): i for i in range(256)}
     other = pack(
-        [Document("a", str(i), "another text " * 50) for i in range(9)],
+        [Document("a", str(i), "another text " * 50) for i in range(99)],
         Tokenizer(ranks),
         tmp_path / "corpus",
     )

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mllama_lite.cli.options import Number, Text, add_device
-from mllama_lite.cli.terminal import training_progress
+from mllama_lite.cli.terminal import note, training_progress
 from mllama_lite.cli.train import check_out, keep_freed_memory
 from mllama_lite.errors import InputError
 
@@ -104,7 +104,9 @@ def run(options: Namespace) -> None:
             return stream_documents(text, options.subset, options.column)
         return read_documents(text)
 
-    tokenizer, corpus = prepare(documents, out, options.merges, options.tokens)
+    tokenizer, corpus = prepare(
+        documents, out, options.merges, options.tokens, report=note
+    )
     rows = max(tokenizer.special.values()) + 1
     config = (
         read_text_config(options.config, rows)

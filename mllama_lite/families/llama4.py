@@ -8,7 +8,6 @@ sees all of it and has no positions at all. Parameter names are those of the hub
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +15,22 @@ from torch import nn
 
 from mllama_lite.attention import KVCache, causal_mask, grouped_attention
 from mllama_lite.decoder import MLP, RMSNorm
-from mllama_lite.errors import InputError
+from mllama_lite.errors import InputError, shown
 from mllama_lite.families.experts import MixtureOfExperts
 from mllama_lite.rope import (
     RopeScaling,
     apply_rope_interleaved,
     rope_cos_sin,
     rope_frequencies,
+)
+
+
+# What they count may be left out.
+MAY_BE_0 = (
+    "num_local_experts",
+    "num_experts_per_tok",
+    "no_rope_layer_interval",
+    "attention_chunk_size",
 )
 
 
@@ -62,6 +70,21 @@ class Llama4Config:
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
+        for name, kind in self.__annotations__.items():
+            if kind is not int:
+                continue
+            value, least = getattr(self, name), 0 if name in MAY_BE_0 else 1
+            if type(value) is not int or value < least:
+                raise InputError(
+                    f"The configuration's {name} is {shown(value)}: expected a whole "
+                    f"number, {least} or more; correct it."
+                )
+        if self.head_dim % 2 or not self.floor_scale > 0 or not self.rope_theta > 0:
+            raise InputError(
+                f"The configuration has head_dim {self.head_dim}, floor_scale "
+                f"{self.floor_scale} and rope_theta {self.rope_theta}: expected an even "
+                "number, and two above 0; correct them."
+            )
         if self.num_attention_heads % self.num_key_value_heads:
             raise InputError(
                 f"The configuration has {self.num_attention_heads} query heads for "
@@ -115,7 +138,8 @@ class Llama4Attention(nn.Module):
         config: Llama4Config.
         layer: index of the layer.
 
-    Source: llama_models/llama4/model.py, `Attention`; Nakanishi 2025 for the temperature.
+    Source: llama_models/llama4/model.py, `Attention`; the temperature after
+    Nakanishi 2025.
     """
 
     def __init__(self, config: Llama4Config, layer: int) -> None:
@@ -321,25 +345,30 @@ class Llama4(nn.Module):
         return self.lm_head(hidden).float()
 
 
-def from_meta(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def from_meta(
+    state: dict[str, torch.Tensor], config: Llama4Config
+) -> dict[str, torch.Tensor]:
     """Meta's names and forms of Llama 4's text weights, turned into this model's.
 
-    Both turn pairs (2i, 2i + 1), so that unlike Llama 3's nothing is permuted.
+    Taken are the names of Meta's modules, and those of the checkpoints, which Meta's
+    code renames while it loads. Both turn pairs (2i, 2i + 1), so that unlike Llama 3's
+    nothing is permuted.
 
     Args:
-        state: dict from Meta's names, as `layers.0.attention.wq.weight`, to tensors;
-            what belongs to the vision encoder is left out.
+        state: dict from names, as `layers.0.attention.wq.weight`, to tensors; what
+            belongs to the vision encoder is left out.
+        config: Llama4Config, which says how joined matrices are cut.
 
     Returns:
         dict from this model's names to tensors.
 
     Raises:
-        InputError: a name that is none of Meta's.
+        InputError: a name that is none of Meta's; half of an expert's matrices.
+
+    Source: the load hooks in llama_models/llama4: model.py, moe.py, ffn.py.
     """
-    found: dict[str, Any] = {}
-    for name, tensor in state.items():
-        if name.startswith(("vision_", "rope.")):
-            continue
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in as_modules(state, config).items():
         parts, end = name.split("."), name.split(".", 2)[-1]
         if parts[0] != "layers":
             if name not in TOP_NAMES:
@@ -353,12 +382,57 @@ def from_meta(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             found[layer + "feed_forward.router.weight"] = tensor.T.contiguous()
         elif end == "feed_forward.experts.w2":
             found[layer + "feed_forward.experts.down_proj"] = tensor
-        elif end == "feed_forward.experts.w1":
-            up = state[f"layers.{parts[1]}.feed_forward.experts.w3"]
-            both = torch.cat([tensor, up], dim=-1)
-            found[layer + "feed_forward.experts.gate_up_proj"] = both
-        elif end != "feed_forward.experts.w3":
+        elif end in ("feed_forward.experts.w1", "feed_forward.experts.w3"):
+            found[name] = tensor
+        else:
             raise _unknown(name)
+    for name in [name for name in found if name.endswith("experts.w1")]:
+        gate, up = found.pop(name), found.pop(name[:-1] + "3", None)
+        if up is None:
+            raise InputError(
+                f"{name} is there and {name[:-1]}3 is not: expected both, for each "
+                "expert; give a whole checkpoint."
+            )
+        both = torch.cat([gate, up], dim=-1)
+        found[f"model.{name[:-2]}gate_up_proj"] = both
+    return found
+
+
+def as_modules(
+    state: dict[str, torch.Tensor], config: Llama4Config
+) -> dict[str, torch.Tensor]:
+    """A checkpoint's names and forms as those of Meta's modules."""
+    rows, experts = config.head_dim, config.num_local_experts
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    found = {}
+    for name, tensor in state.items():
+        if name.startswith(("vision_", "rope.")) or name.endswith("_extra_state"):
+            continue
+        layer, _, end = name.rpartition(".feed_forward.")
+        inner = f"{layer}.feed_forward."
+        if name.endswith("attention.wqkv.weight"):
+            cuts = [heads * rows, groups * rows, groups * rows]
+            for x, part in zip("qkv", tensor.split(cuts)):
+                found[name.replace("wqkv", f"w{x}")] = part
+        elif name.endswith("attention.wqkv.layer_norm_weight"):
+            first = name.removesuffix("attention.wqkv.layer_norm_weight")
+            found[f"{first}attention_norm.weight"] = tensor
+        elif end in ("mlp.layer_norm_weight", "norm.weight") and layer:
+            found[f"{layer}.ffn_norm.weight"] = tensor
+        elif end == "mlp.fc1_weight":
+            gate, up = tensor.chunk(2)
+            found |= {inner + "w1.weight": gate, inner + "w3.weight": up}
+        elif end in CHECKPOINT_NAMES:
+            found[inner + CHECKPOINT_NAMES[end]] = tensor
+        elif end in ("experts.moe_w_in_eD_F", "experts.moe_w_swiglu_eD_F"):
+            number = 1 if "w_in" in end else 3
+            cut = tensor.view(experts, config.hidden_size, -1)
+            found[f"{inner}experts.w{number}"] = cut
+        elif end == "experts.moe_w_out_eF_D":
+            cut = tensor.view(experts, -1, config.hidden_size)
+            found[inner + "experts.w2"] = cut
+        else:
+            found[name] = tensor
     return found
 
 
@@ -377,6 +451,12 @@ LAYER_NAMES = {
         for own in ("", "shared_expert.")
         for theirs, mine in _MLP.items()
     },
+}
+CHECKPOINT_NAMES = {
+    "mlp.fc2_weight": "w2.weight",
+    "w_in_shared_FD.weight": "shared_expert.w1.weight",
+    "w_swiglu_FD.weight": "shared_expert.w3.weight",
+    "w_out_shared_DF.weight": "shared_expert.w2.weight",
 }
 
 

@@ -1,8 +1,9 @@
 # Generated from notebooks/16_text.ipynb: edit there, or here and run `make update`.
 """Text to train on: documents streamed in, tokens packed into one file of numbers.
 
-Built in chapter 16, notebooks/16_text.ipynb. A corpus may be larger than memory: documents
-pass by once, and what stays are two files of token ids that are mapped, not read.
+Built in chapter 16, notebooks/16_text.ipynb. Texts may be larger than memory: documents
+pass by one at a time, and what stays are their places and two files of token ids that are
+mapped, not read.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ INDEX = "corpus.json"
 
 @dataclass(frozen=True)
 class Document:
-    """A text, where it is from, and a name that no other has."""
+    """A text, where it is from, and its name there."""
 
     source: str
     name: str
@@ -57,7 +58,8 @@ def read_documents(path: str | PathLike) -> Iterator[Document]:
                 "object with text; make corpus fetches some."
             )
         for file in files:
-            with open(file, encoding="utf-8") as lines:
+            # What is no UTF-8 becomes half a character, which no document may have.
+            with open(file, encoding="utf-8", errors="surrogateescape") as lines:
                 for number, line in enumerate(lines, 1):
                     yield _document(line, file, number)
 
@@ -68,6 +70,7 @@ def _document(line: str, file: Path, number: int) -> Document:
         text = found["text"]
         if not isinstance(text, str):
             raise TypeError
+        text.encode()  # not with half a character, as "\\ud800" is
     except (ValueError, TypeError, KeyError, RecursionError):
         raise InputError(
             f"{file}, line {number}, is {shown(line)}: expected a JSON object with "
@@ -111,7 +114,7 @@ def stream_documents(
 
 
 def is_held_out(document: Document) -> bool:
-    """Whether a document is measured on and never learned: a function of its name."""
+    """Whether a document is measured on and never learned: by its source and name."""
     digest = hashlib.sha256(f"{document.source}/{document.name}".encode()).digest()
     return int.from_bytes(digest[:4], "big") < HELD_OUT * 2**32
 
@@ -196,7 +199,8 @@ def pack(
         Corpus.
 
     Raises:
-        InputError: no document to learn from; the folder cannot be written.
+        InputError: no document to learn from, or none to hold out; the folder cannot be
+            written.
     """
     folder, end = Path(folder), tokenizer.special["<|end_of_text|>"]
     dtype = np.uint16 if max(tokenizer.special.values()) < 2**16 else np.uint32
@@ -228,10 +232,12 @@ def pack(
             sizes[part] += len(ids)
             if most is not None and sizes["train"] >= most:
                 break
-        if not index["train"]:
-            raise InputError(
-                "There is no document to learn from: expected at least one; give more."
-            )
+        for part, what in (("train", "learn from"), ("held_out", "hold out")):
+            if not index[part]:
+                raise InputError(
+                    f"There is no document to {what}: expected a few dozen at least, of "
+                    "which one in 32 is held out; cut long ones, or give more."
+                )
     with written_aside(folder / INDEX) as path:
         whole = {
             "dtype": np.dtype(dtype).name,
@@ -248,6 +254,7 @@ def prepare(
     num_merges: int = 4096,
     most: int | None = None,
     characters: int = 100_000_000,
+    report: Callable[[str], object] | None = None,
 ) -> tuple[Tokenizer, Corpus]:
     """A folder's vocabulary and packed corpus; what is not there yet is made.
 
@@ -259,6 +266,8 @@ def prepare(
         most: stop after so many tokens to learn from; None for all.
         characters: how much text the merges are learned from, at most; none of it is
             held out.
+        report: called with a line before each of the two, which take minutes for
+            hundreds of megabytes; None for silence.
 
     Returns:
         (Tokenizer, Corpus).
@@ -268,7 +277,9 @@ def prepare(
     """
     folder = Path(folder)
     path = folder / "tokenizer.model"
+    report = report or (lambda _: None)
     if not path.is_file():
+        report(f"learning a vocabulary of {num_merges:,} merges")
         words = count_words(_beginning(documents(), characters))
         with system_errors(folder, "written"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -276,6 +287,7 @@ def prepare(
     tokenizer = Tokenizer(read_tokenizer_model(path))
     if (folder / "corpus" / INDEX).is_file():
         return tokenizer, Corpus(folder / "corpus")
+    report("packing the documents")
     return tokenizer, pack(documents(), tokenizer, folder / "corpus", most)
 
 

@@ -353,8 +353,8 @@ def pretrain(
         plan: TextPlan.
         progress: called with the TextTrainer after every step, or None.
         device: torch device or its name.
-        measured: tokens of each held-out document that are measured every 200 steps;
-            at the end all are.
+        measured: tokens of each held-out document that are measured every 200 steps; if
+            the last step is one of them, all are.
 
     Returns:
         Llama4, parameters in fp32.

@@ -6,7 +6,7 @@ Built in chapter 16, notebooks/16_text.ipynb.
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 
@@ -60,27 +60,31 @@ def read_text_config(
             f"{path} is no JSON object: expected the fields of a Llama4Config; correct "
             "it."
         ) from None
-    kinds = {field.name: field.type for field in fields(Llama4Config)}
     like = vars(Llama4Config())
     for name, value in found.items():
-        number = type(value) in (int, float) and not isinstance(like.get(name), bool)
-        if name == "rope_scaling":
-            fits = value is None or isinstance(value, dict)
-        elif isinstance(like.get(name), bool):
+        mine = like.get(name)
+        if isinstance(mine, bool):
             fits = isinstance(value, bool)
+        elif name == "rope_scaling":
+            fits = value is None or isinstance(value, dict)
+        elif isinstance(mine, int):
+            fits = type(value) is int and value < 2**40
         else:
-            fits = number and 0 <= value < 2**40
-        if name not in kinds or not fits:
+            fits = type(value) in (int, float) and 0 <= value < 2**40
+        if name not in like or not fits:
             raise InputError(
                 f"{path} has {shown(name)}: {shown(value)}: expected fields of a "
                 "Llama4Config, with its kinds of values; correct it."
             )
     if found.get("rope_scaling"):
+        scaling = found["rope_scaling"]
         try:
-            found["rope_scaling"] = RopeScaling(**found["rope_scaling"])
+            if not all(type(v) in (int, float) and v > 0 for v in scaling.values()):
+                raise TypeError
+            found["rope_scaling"] = RopeScaling(**scaling)
         except TypeError:
             raise InputError(
-                f"{path} has another rope_scaling: expected "
+                f"{path} has another rope_scaling: expected numbers above 0 for "
                 f"{', '.join(vars(RopeScaling()))}; correct it."
             ) from None
     if vocab_size is not None:
