@@ -202,7 +202,7 @@ def test_training_goes_on_from_a_model():
     trainer = new_trainer(
         replace(DRAWINGS, joint_steps=2, images=1, questions=1), start=SMALL
     )
-    assert trainer.start and trainer.model.training
+    assert trainer.settings["start"] and trainer.model.training
     assert all(p.requires_grad for p in trainer.model.parameters())
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, begun[name])
