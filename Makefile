@@ -128,7 +128,6 @@ skills: $(STAMP)
 	$(BIN)/python benchmarks/skills.py tune
 	$(BIN)/python benchmarks/skills.py train
 
-# Coverage-guided; hours for the ten million inputs that the page of proofs tells of.
 corpus: $(STAMP)
 	$(BIN)/python tools/corpus.py
 
@@ -136,6 +135,7 @@ text: $(STAMP)
 	@test -d corpus || { echo "There is no corpus/: run make corpus first."; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/text.py
 
+# Coverage-guided; hours for the ten million inputs that the page of proofs tells of.
 fuzz: $(STAMP)
 	$(BIN)/python -m pip install -q atheris
 	$(BIN)/python tools/fuzz.py --record tests/fuzz.json

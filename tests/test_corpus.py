@@ -1,13 +1,17 @@
 """Text to train on: the vocabulary, documents that are read and streamed, packed tokens."""
 
+import hashlib
 import json
 import random
+import struct
+import zlib
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
+import corpus as fetching  # tools/corpus.py
 from mllama_lite.errors import InputError
 from mllama_lite.pretraining.corpus import (
     Corpus,
@@ -179,3 +183,84 @@ def test_an_index_that_is_none(corpus, text):
     (corpus.folder / "corpus.json").write_text(text)
     with pytest.raises(InputError, match="is no index of a corpus"):
         Corpus(corpus.folder)
+
+
+# ---------------------------------------------------------------- tools/corpus.py
+
+
+def write_under(root, name, data):
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+
+
+def test_texts_with_titles(tmp_path):
+    name = "package/data/1790_george_washington_d.txt"
+    write_under(tmp_path, name, "One line\r\nand on.\n \n\nA second  part.\n")
+    (found,) = fetching.speeches(tmp_path)
+    title = "George Washington, 1790"
+    assert found == (title, f"{title}\n\nOne line and on.\n\nA second part.")
+    for name in ("data", "chapter_10", "chapter_9"):
+        write_under(tmp_path / "moby", f"package/data/{name}.txt", name)
+    found = dict(fetching.moby(tmp_path / "moby"))
+    assert list(found) == ["chapter_9", "chapter_10"]  # data is the whole book again
+
+
+def test_glosses_of_wordnet(tmp_path):
+    line = "00001740 03 n 02 state_of_mind 0 mood 1 001 @ 01 n 0000 | how one {i} is  "
+    for part in ("noun", "verb", "adj", "adv"):
+        lines = ["  1 a licence | with a bar", *(line.format(i=i) for i in range(20))]
+        write_under(tmp_path, f"usr/share/wordnet/data.{part}", "\n".join(lines))
+    found = list(fetching.glosses(tmp_path))
+    assert [name for name, _ in found] == ["glosses from 0", "glosses from 64"]
+    lines = "\n".join(text for _, text in found).split("\n")
+    want = [f"state of mind, mood: how one {i} is" for i in range(20)]
+    assert lines == 4 * want
+
+
+def test_books_of_the_bible(tmp_path):
+    for part in ("ot", "nt"):
+        books = [f"<title>{part}</title>In the&amp; beginning", "", "Second"]
+        packed, index = b"", b""
+        for book in books:
+            data = zlib.compress(book.encode()) if book else b""
+            index += struct.pack("<III", len(packed), len(data), len(book))
+            packed += data
+        for end, data in (("bzz", packed), ("bzs", index)):
+            name = f"usr/share/sword/modules/texts/ztext/web/{part}.{end}"
+            write_under(tmp_path, name, data)
+    assert list(fetching.bible(tmp_path)) == [
+        (f"{part} {n}", text)
+        for part in ("ot", "nt")
+        for n, text in ((0, f"{part} In the& beginning"), (2, "Second"))
+    ]
+
+
+def test_novels_of_a_database_of_r(tmp_path):
+    lines = ["EMMA", "", "By somebody", "CHAPTER I", "", "It", "began."]
+    lines += ["more"] * 1000 + ["CHAPTER II", "", "The end."]
+    vector = b"".join(
+        b"\x00\x04\x00\x09" + struct.pack(">i", len(line)) + line.encode()
+        for line in lines
+    )
+    short = zlib.compress(b"\x00\x04\x00\x09" + struct.pack(">i", 2) + b"no")
+    data = b"\x78\x9cnothing" + short + b"\0\0" + zlib.compress(vector)
+    name = "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
+    write_under(tmp_path, name, data)
+    found = dict(fetching.austen(tmp_path))
+    assert list(found) == ["Emma 0", "Emma 1", "Emma 2"]
+    assert found["Emma 1"].startswith("CHAPTER I\n\nIt began. more more")
+    assert found["Emma 2"] == "CHAPTER II\n\nThe end."
+
+
+def test_documents_are_written_once_and_their_checksum_told(tmp_path, monkeypatch):
+    long = "word " * 60
+    monkeypatch.setattr(fetching, "FOLDER", tmp_path)
+    given = [("a", long), ("b", "too short"), ("c", long), ("d", long + "na\u00efve")]
+    monkeypatch.setitem(fetching.READERS, "moby", lambda root: given)
+    checksum = fetching.write("moby", tmp_path)
+    data = (tmp_path / "moby.jsonl").read_bytes()
+    assert checksum == hashlib.sha256(data).hexdigest()
+    read = list(read_documents(tmp_path))
+    assert [(d.source, d.name) for d in read] == [("moby", "a"), ("moby", "d")]
+    assert read[1].text.endswith("na\u00efve")

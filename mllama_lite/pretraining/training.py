@@ -364,10 +364,8 @@ def pretrain(
             training, or a damaged one; the corpus has tokens that the model has not, or
             fewer than a piece.
     """
-    folder, highest = (
-        check_out(folder),
-        max(int(t.max()) for t in corpus.tokens.values() if len(t)),
-    )
+    folder = check_out(folder)
+    highest = max(int(tokens.max()) for tokens in corpus.tokens.values())
     if highest >= config.vocab_size:
         raise InputError(
             f"The corpus has the token {highest}: expected less than the model's "
