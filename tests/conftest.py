@@ -78,9 +78,11 @@ class Witnesses(MetaPathFinder, Loader):
     NAMES = {
         "accelerate",
         "datasets",
+        "efficientnet_lite_pytorch",
         "fairscale",
         "llama_models",
         "peft",
+        "timm",
         "torchvision",
         "transformers",
     }
@@ -190,7 +192,7 @@ TABLES = {
         "finetuning_benchmark",
         "memory",
     ),
-    "Other roads": ("llama4", "experts"),
+    "Other roads": ("llama4", "experts", "vit"),
     "The model in the page": ("live",),
 }
 HEAD = """| Part | Compared with | Inputs | Largest difference | Limit | Test |
