@@ -11,14 +11,13 @@ import random
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-
 from mllama_lite.alignment.captions import PLACE, read_captions
 from mllama_lite.alignment.examples import questions
 from mllama_lite.alignment.features import encode, load_encoder
-from mllama_lite.alignment.measuring import Speaker, answered, measure, retrieval
-from mllama_lite.alignment.training import AlignPlan, align, load_speaker
-from mllama_lite.families.projectors import MLPProjector, PoolingProjector
+from mllama_lite.alignment.measuring import answered, measure, retrieval
+from mllama_lite.alignment.speakers import Speaker, load_speaker, new_projector
+from mllama_lite.alignment.training import AlignPlan, align
+from mllama_lite.cli.train import keep_freed_memory
 from mllama_lite.files import make_folder, write_json
 from mllama_lite.pretraining.writing import load_text_model
 from mllama_lite.tokenizer import Tokenizer
@@ -29,7 +28,7 @@ TRAINED = ROOT / "trained" / "alignment"
 MEASURED = ROOT / "notebooks" / "measured" / "alignment"
 
 CAPTIONS = AlignPlan()
-ASKING = AlignPlan(steps=2000, rate=5e-4)
+ASKING = AlignPlan(rate=5e-4)
 # name: (projector, plan, the run whose end it begins at, whether questions are learned)
 RUNS = {
     "pooled-0": ("pooled", CAPTIONS, None, False),
@@ -42,14 +41,6 @@ RUNS = {
     "asked-all-1": ("pooled", replace(ASKING, learns="all", seed=1), "pooled-1", True),
 }
 SOME, MANY = 12, 64  # captions that are shown, and that are told apart
-
-
-def new_projector(kind, size, text_size, seed):
-    """9 vectors, means of neighbouring places, or all 49 places through two matrices."""
-    torch.manual_seed(seed)
-    if kind == "pooled":
-        return PoolingProjector(size, text_size, 9)
-    return MLPProjector(size, text_size)
 
 
 def by_split(records):
@@ -107,6 +98,7 @@ def main():
     parser.add_argument("--text", type=Path, default=TEXT, help="what make text wrote")
     parser.add_argument("--model", default="dense-0", help="of its models")
     options = parser.parse_args()
+    keep_freed_memory()
     tokenizer = Tokenizer.from_file(options.text / "tokenizer.model")
     records = read_captions(PICTURES / "captions.jsonl")
     encoder = load_encoder(PICTURES / "encoder" / "efficientnet-lite0.pth")

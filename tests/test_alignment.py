@@ -22,26 +22,28 @@ from mllama_lite.alignment.examples import (
 )
 from mllama_lite.alignment.features import Features, encode, load_encoder
 from mllama_lite.alignment.measuring import (
-    Speaker,
     answered,
     measure,
     ranks,
     retrieval,
     wrong_pictures,
 )
+from mllama_lite.alignment.speakers import Speaker, load_speaker, new_projector
 from mllama_lite.alignment.training import (
     AlignmentTrainer,
     AlignPlan,
     align,
-    load_speaker,
+    instruct,
 )
+from mllama_lite.cli import main
 from mllama_lite.decoder import LanguageModel, TextConfig
 from mllama_lite.errors import InputError
 from mllama_lite.families.llama4 import Llama4
 from mllama_lite.families.projectors import MLPProjector, PoolingProjector
 from mllama_lite.families.vit import ViT, ViTConfig
 from mllama_lite.pretraining.training import first_values, small_text_config
-from mllama_lite.tokenizer import Tokenizer
+from mllama_lite.pretraining.writing import save_text_model
+from mllama_lite.tokenizer import Tokenizer, write_tokenizer_model
 
 COLOURS = {
     "red": (220, 30, 30),
@@ -442,3 +444,58 @@ def test_a_trainer_learns_from_all_of_a_step(features, tokenizer, records):
         losses, counts = trainer.speaker.losses(examples, images)
     loss = trainer.train_step()
     assert abs(loss - losses.sum() / counts.sum()) < 2e-2  # bf16 where it is fast
+
+
+@torch.no_grad()
+def test_projectors_by_name():
+    patches = torch.ones(1, 16, 24)
+    first, again, other = (
+        new_projector("pooled", 24, 32, n)(patches) for n in (0, 0, 1)
+    )
+    assert first.shape == (1, 9, 32) and torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert new_projector("patches", 24, 32, 0)(patches).shape == (1, 16, 32)
+    with pytest.raises(InputError, match="expected one of pooled"):
+        new_projector("round", 24, 32, 0)
+
+
+def test_instructing_asks_and_keeps_conversations(
+    features, tokenizer, records, tmp_path
+):
+    told = Record(
+        "t",
+        records[0].images,
+        ({"role": "user", "content": f"{PLACE}Hm?"}, said("red")),
+    )
+    plan = replace(PLAN, steps=1, learns="lora")
+    speaker = new_speaker(features, tokenizer)
+    trainer = instruct(tmp_path / "out", speaker, [told, *records], plan)
+    assert len(trainer.examples) == 1 + 4 * len(records)
+    assert trainer.examples[0] == encode_record(told, tokenizer)
+
+
+def test_the_commands(folder, records, tokenizer, tmp_path, capsys):
+    """align and instruct, each stopped by nothing and called twice."""
+    text = tmp_path / "text"
+    speaker = new_speaker(None, tokenizer)
+    (text / "model").mkdir(parents=True)
+    save_text_model(speaker.model, text / "model")
+    write_tokenizer_model({bytes([i]): i for i in range(256)}, text / "tokenizer.model")
+    captions = str(folder / "captions.jsonl")
+    given = ["--text", str(text), "--encoder", str(folder / "encoder.safetensors")]
+    given += ["--steps", "2", "--batch", "2", "--device", "cpu"]
+    out, asked = str(tmp_path / "out"), str(tmp_path / "asked")
+    for _ in range(2):
+        assert main(["align", captions, "--out", out, *given]) == 0, capsys.readouterr()
+    given += ["--start", out, "--features", str(tmp_path / "out" / "features")]
+    assert main(["instruct", captions, "--out", asked, *given]) == 0
+    assert (tmp_path / "asked" / "model" / "model.safetensors").is_file()
+    assert "18 records to learn from" in capsys.readouterr().err
+    for wrong in (
+        ["align"],
+        ["align", captions],
+        ["instruct", captions, "--out", asked],
+    ):
+        assert main(wrong) == 2
+    assert main(["instruct", captions, "--out", asked, *given[:-4]]) == 2
+    assert "There is no --start" in capsys.readouterr().err

@@ -10,103 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from mllama_lite.alignment.captions import Record
-from mllama_lite.alignment.examples import (
-    IMAGE,
-    Example,
-    encode_record,
-    make_batch,
-    question_tokens,
-    without_images,
-)
-from mllama_lite.alignment.features import Features
-from mllama_lite.attention import KVCache
+from mllama_lite.alignment.examples import encode_record, without_images
+from mllama_lite.alignment.speakers import Speaker
 from mllama_lite.errors import InputError
 from mllama_lite.resumable import quick_arithmetic
-from mllama_lite.tokenizer import Tokenizer
-
-
-class Speaker:
-    """A language model, a projector, and what an encoder saw.
-
-    Args:
-        model: LanguageModel without cross-attention, or Llama4: called with `embeddings`
-            and a `cache`, with `model.embed_tokens` and `lm_head`.
-        projector: Module, [N, P, D of the encoder] to [N, m, D of the model].
-        features: Features.
-        tokenizer: Tokenizer.
-    """
-
-    def __init__(
-        self, model: Any, projector: nn.Module, features: Features, tokenizer: Tokenizer
-    ) -> None:
-        self.model, self.projector = model, projector
-        self.features, self.tokenizer = features, tokenizer
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.model.lm_head.weight.device
-
-    def see(self, paths: Sequence[Path]) -> torch.Tensor:
-        """The vectors that stand for some pictures, [N, m, D]."""
-        if not paths:  # text alone
-            return torch.zeros(0, 1, 1, device=self.device)
-        return self.projector(self.features.of(paths).to(self.device))
-
-    def losses(
-        self, examples: Sequence[Example], images: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the answers of some examples cost.
-
-        Args:
-            examples: list of B Example.
-            images: [N, m, D], their pictures in order.
-
-        Returns:
-            (losses, counts): fp32 [B] nats of each answer, and its number of tokens.
-        """
-        batch = make_batch(examples, self.model.model.embed_tokens, images)
-        hidden = self.model.model(None, embeddings=batch.embeddings)  # [B, T, D]
-        wanted = batch.labels >= 0
-        logits = self.model.lm_head(hidden[wanted]).float()
-        told = F.cross_entropy(logits, batch.labels[wanted], reduction="none")
-        row = wanted.nonzero()[:, 0]
-        sums = torch.zeros(len(examples), device=told.device).index_add(0, row, told)
-        return sums, wanted.sum(1)
-
-    @torch.no_grad()
-    def write(self, paths: Sequence[Path], question: str, most: int = 24) -> str:
-        """What is written about some pictures, the likeliest token each time.
-
-        Args:
-            paths: of the pictures.
-            question: with PLACE for each; PLACE alone asks for a caption.
-            most: tokens.
-        """
-        end = self.tokenizer.special["<|end_of_text|>"]
-        given = [end, *question_tokens(question, self.tokenizer)]
-        if given.count(IMAGE) != len(paths):
-            raise InputError(
-                f"The question has {given.count(IMAGE)} places for {len(paths)} "
-                "pictures: expected one for each; write <image> where one stands."
-            )
-        example = Example(tuple(paths), given, [-100] * len(given))
-        embedding = self.model.model.embed_tokens
-        here = make_batch([example], embedding, self.see(paths)).embeddings
-        cache, written = KVCache(here.shape[1] + most), []
-        for _ in range(most):
-            last = torch.tensor([here.shape[1] - 1], device=self.device)
-            logits = self.model(None, cache, logits_at=last, embeddings=here)
-            chosen = logits[:, 0].argmax(-1)
-            if chosen.item() == end:
-                break
-            written.append(int(chosen))
-            here = embedding(chosen)[:, None]  # [1, 1, D]
-        return self.tokenizer.decode(written).strip()
 
 
 def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -10,20 +10,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mllama_lite.adapters.data import indices_of_step
-from mllama_lite.adapters.lora import make_pairs, put_adapter, train_only, use_adapters
-from mllama_lite.alignment.captions import Record
-from mllama_lite.alignment.examples import encode_record
-from mllama_lite.alignment.measuring import Speaker, measure
+from mllama_lite.alignment.captions import PLACE, Record
+from mllama_lite.alignment.examples import encode_record, questions
+from mllama_lite.alignment.measuring import measure
+from mllama_lite.alignment.speakers import Speaker, add_lora, save_speaker
 from mllama_lite.errors import InputError, shown
-from mllama_lite.files import system_errors, written_aside
+from mllama_lite.files import written_aside
 from mllama_lite.resumable import NOTE_EVERY, Resumable, decayed, quick_arithmetic
 from mllama_lite.training_folder import (
     STATE,
@@ -36,7 +33,7 @@ from mllama_lite.training_folder import (
 
 SAVE_EVERY = 100  # steps
 PARTS = ("projector", "lora", "all")
-PROJECTOR, MODEL, HISTORY = "projector.safetensors", "model.safetensors", "history.json"
+HISTORY = "history.json"
 
 
 @dataclass(frozen=True)
@@ -98,32 +95,6 @@ class AlignPlan:
         left = (1 - step / self.steps) / self.decay if self.decay else 1.0
         up = (step + 1) / self.warmup if self.warmup else 1.0
         return self.rate * min(1.0, up, max(0.02, left))
-
-
-def add_lora(model: Any, rank: int, seed: int) -> nn.ModuleDict:
-    """Give every matrix of a language model's layers a pair of low rank, all trained.
-
-    Args:
-        model: LanguageModel or Llama4; its layers are wrapped in place, see chapter 12.
-        rank: r.
-        seed: of the first values.
-
-    Returns:
-        ModuleDict of the pairs.
-    """
-    shapes = {
-        name: (part.in_features, part.out_features, rank, 2.0 * rank, 0.0)
-        for name, part in model.named_modules()
-        if isinstance(part, nn.Linear) and name.endswith("_proj")
-    }
-    pairs = make_pairs(model, shapes)
-    generator = torch.Generator().manual_seed(seed)
-    for pair in pairs.values():
-        pair.first_values(generator)
-    put_adapter(model, "default", pairs)
-    use_adapters(model, "default")
-    train_only(model, "default")
-    return nn.ModuleDict({n.replace(".", "/"): pair for n, pair in pairs.items()})
 
 
 class AlignmentTrainer(Resumable):
@@ -264,7 +235,9 @@ def align(
                 trainer.save(state)
             if progress:
                 progress(trainer)
-        write_results(folder, trainer)
+        save_speaker(speaker, folder, with_model=plan.learns != "projector")
+        with written_aside(folder / HISTORY) as part:
+            part.write_text(json.dumps(trainer.history) + "\n", encoding="utf-8")
     return trainer
 
 
@@ -279,54 +252,31 @@ def check_records(speaker: Speaker, records: Sequence[Record]) -> None:
                 )
 
 
-def write_results(folder: Path, trainer: AlignmentTrainer) -> None:
-    """Write what has been learned, and how it went."""
-    model = trainer.speaker.model
-    with written_aside(folder / PROJECTOR) as part:
-        save_file(contiguous(trainer.speaker.projector), part, {"format": "pt"})
-    if trainer.plan.learns != "projector":
-        with written_aside(folder / MODEL) as part:
-            save_file(merged(model), part, {"format": "pt"})
-    with written_aside(folder / HISTORY) as part:
-        part.write_text(json.dumps(trainer.history) + "\n", encoding="utf-8")
+def instruct(
+    folder: str | PathLike,
+    speaker: Speaker,
+    records: Sequence[Record],
+    plan: AlignPlan = AlignPlan(learns="lora"),
+    held_out: dict[str, list[Record]] | None = None,
+    progress: Callable[[AlignmentTrainer], object] | None = None,
+    measure_every: int = 250,
+) -> AlignmentTrainer:
+    """Go on from an aligned speaker with questions and answers.
 
+    Args:
+        folder, speaker, plan, held_out, progress, measure_every: see `align`; what is held
+            out are captions, so that it is seen what is kept of them.
+        records: conversations; captioned pictures with a concept are asked four templated
+            questions each, see `questions`.
 
-def contiguous(module: nn.Module) -> dict[str, torch.Tensor]:
-    """A module's numbers, each in memory of its own."""
-    return {name: t.detach().clone() for name, t in module.state_dict().items()}
-
-
-def merged(model: Any) -> dict[str, torch.Tensor]:
-    """A language model's numbers under the names without adapters, these added."""
-    state = contiguous(model)
-    found = {n: t for n, t in state.items() if ".adapters." not in n}
-    for name, part in model.named_modules():
-        if hasattr(part, "adapters"):
-            weight = found.pop(f"{name}.base.weight")
-            found[f"{name}.weight"] = (
-                weight + part.adapters["default"].product().detach()
-            )
-    return found
-
-
-def load_speaker(folder: str | PathLike, speaker: Speaker) -> None:
-    """Read what `align` wrote into a speaker of the same sizes, without adapters.
+    Returns:
+        AlignmentTrainer, at its end.
 
     Raises:
-        InputError: a file is missing, damaged, or of other sizes.
+        InputError: see `align` and `questions`.
     """
-    folder = Path(folder)
-    files = {PROJECTOR: speaker.projector}
-    if (folder / MODEL).exists():
-        files[MODEL] = speaker.model
-    for name, module in files.items():
-        with system_errors(folder / name, "read"):
-            state = load_file(folder / name)
-        try:
-            module.load_state_dict(state)
-        except RuntimeError as error:
-            first = str(error).splitlines()[-1].strip()
-            raise InputError(
-                f"{folder / name} does not fit ({first}): expected the numbers of a "
-                f"{type(module).__name__} of these sizes; give the same settings."
-            ) from None
+    captions = [r for r in records if r.messages[0]["content"] == PLACE]
+    concepts = sorted({r.about.get("concept", "") for r in captions} - {""})
+    asked = questions(captions, concepts, plan.seed) if captions else []
+    told = [r for r in records if r.messages[0]["content"] != PLACE]
+    return align(folder, speaker, told + asked, plan, held_out, progress, measure_every)

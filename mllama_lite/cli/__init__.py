@@ -14,11 +14,13 @@ from contextlib import contextmanager
 
 from mllama_lite import __version__
 from mllama_lite.cli import (
+    align,
     ask,
     chat,
     download,
     finetune,
     info,
+    instruct,
     measure,
     pretrain,
     train,
@@ -37,6 +39,8 @@ COMMANDS = {
     "measure": measure,
     "finetune": finetune,
     "pretrain": pretrain,
+    "align": align,
+    "instruct": instruct,
 }
 
 
