@@ -112,6 +112,36 @@ def idefics3(seed):
     return shaken(transformers.Idefics3ForConditionalGeneration(config), seed)
 
 
+def smolvlm(seed):
+    """SmolVLM: Idefics3 under another name."""
+    vision, text = sizes(seed)
+    vision["image_size"] -= vision["image_size"] % vision["patch_size"]
+    config = transformers.SmolVLMConfig(
+        vision_config=vision,
+        text_config=transformers.LlamaConfig(**text),
+        image_token_id=text["vocab_size"] - 1,
+        scale_factor=2,
+    )
+    return shaken(transformers.SmolVLMForConditionalGeneration(config), seed)
+
+
+def pooling_projector(patches, size, text_size, tokens, seed):
+    """Gemma 3's projector of so many patches to so many tokens."""
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
+
+    config = transformers.Gemma3Config(
+        text_config={"hidden_size": text_size},
+        vision_config={
+            "hidden_size": size,
+            "num_attention_heads": 2,
+            "image_size": round(patches**0.5),
+            "patch_size": 1,
+        },
+        mm_tokens_per_image=tokens,
+    )
+    return shaken(Gemma3MultiModalProjector(config), seed)
+
+
 MAKERS = {"llava": llava, "paligemma": paligemma, "idefics3": idefics3}
 
 
@@ -122,7 +152,7 @@ def hub_logits(model, tokens, pixels, prompt):
     Args:
         model: of MAKERS.
         tokens: int [B, T], image tokens as often as they stand.
-        pixels: [B, 3, S, S].
+        pixels: [B, 3, S, S], or for Idefics3 [B, tiles, 3, S, S].
         prompt: how many tokens of each row are the prompt, for PaliGemma.
 
     Returns:
@@ -132,6 +162,6 @@ def hub_logits(model, tokens, pixels, prompt):
     if model.config.model_type == "paligemma":
         more["token_type_ids"] = (torch.arange(tokens.shape[1]) >= prompt).long()
         more["token_type_ids"] = more["token_type_ids"][None].expand_as(tokens)
-    if model.config.model_type == "idefics3":
-        pixels = pixels[:, None]  # [B, images, 3, S, S]
+    if model.config.model_type in ("idefics3", "smolvlm") and pixels.ndim == 4:
+        pixels = pixels[:, None]  # [B, tiles, 3, S, S]
     return model(input_ids=tokens, pixel_values=pixels, **more).logits

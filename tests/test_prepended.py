@@ -1,10 +1,12 @@
 """Images as tokens: SigLIP, projectors, and whole models, against transformers."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import reference_prepended
 from mllama_lite.errors import InputError
@@ -77,20 +79,12 @@ def test_sigmoid_loss_by_hand():
 
 
 def test_pooling_projector(proof):
-    from transformers import Gemma3Config
-    from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
-
     worst = 0.0
     for seed in SEEDS:
         vision, _ = reference_prepended.sizes(seed)
         side = vision["image_size"] // vision["patch_size"]
-        few = 1 if side == 2 else 4
-        config = Gemma3Config(
-            text_config={"hidden_size": 32},
-            vision_config=vision,
-            mm_tokens_per_image=few,
-        )
-        hub = reference_prepended.shaken(Gemma3MultiModalProjector(config), seed)
+        few, size = 1 if side == 2 else 4, vision["hidden_size"]
+        hub = reference_prepended.pooling_projector(side**2, size, 32, few, seed)
         ours = PoolingProjector(vision["hidden_size"], 32, few)
         ours.load_state_dict(hub.state_dict())
         patches = torch.randn(2, side**2, vision["hidden_size"])
@@ -221,6 +215,60 @@ def test_prefix_mask():
         ]
     )
     assert torch.equal(mask, wanted.bool())
+
+
+def test_smolvlm_and_several_tiles(tmp_path, proof):
+    """Text before the images, and images of two and three tiles, each encoded by itself."""
+    worst = 0.0
+    for seed, make in enumerate(
+        (reference_prepended.idefics3, reference_prepended.smolvlm) * 2
+    ):
+        hub = make(seed)
+        hub.save_pretrained(tmp_path / str(seed))
+        ours = load_prepended(tmp_path / str(seed))
+        generator = torch.Generator().manual_seed(seed)
+        side, many = ours.config.vision.image_size, 2 + seed % 2
+        pixels = torch.randn(2, many, 3, side, side, generator=generator)
+        image, each = ours.config.image_token_index, ours.config.tokens_per_tile
+        text = torch.randint(
+            ours.config.text.vocab_size - 1, (2, 8), generator=generator
+        )
+        slots = torch.full((2, many * each), image)
+        tokens = torch.cat([text[:, :3], slots, text[:, 3:]], dim=1)
+        wanted = reference_prepended.hub_logits(hub, tokens, pixels, 0)
+        images = ours.encode_images([Tiles(one, 1, (1, many)) for one in pixels])
+        worst = max(worst, largest(ours(tokens, vision=torch.cat(images)), wanted))
+    what = "4 random configurations, 2 and 3 tiles"
+    proof(
+        "Idefics3 and SmolVLM: logits, several tiles", "transformers", what, worst, 2e-5
+    )
+
+
+RENAMED = {  # as transformers 4 wrote files, and as models have their names in memory
+    "llava": ((r"^vision_tower\.", "vision_tower.vision_model."),),
+    "paligemma": (
+        (r"^vision_tower\.", "model.vision_tower.vision_model."),
+        (r"^language_model\.model\.", "model.language_model."),
+        (r"^multi_modal", "model.multi_modal"),
+    ),
+    "idefics3": ((r"^model\.", ""),),
+}
+
+
+@pytest.mark.parametrize("kind", RENAMED)
+def test_names_of_other_versions(saved, kind, tmp_path):
+    _, ours, folder = saved[kind, 0]
+    shutil.copytree(folder, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    state = {}
+    for name, tensor in load_file(path).items():
+        for old, new in RENAMED[kind]:
+            name = re.sub(old, new, name)
+        state[name] = tensor
+    save_file(state, path, {"format": "pt"})
+    found = load_prepended(tmp_path / "model")
+    for (name, a), b in zip(ours.named_parameters(), found.parameters()):
+        assert torch.equal(a, b), name
 
 
 def test_slots_are_counted():

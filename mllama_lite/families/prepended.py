@@ -182,17 +182,21 @@ class Prepended(nn.Module):
             tokens: int [B, T], image tokens as often as `with_slots` makes them stand.
             vision: [n, D], the tokens of all images of all rows in order; None if no
                 image token is in `tokens`.
-            cache, positions, mask, logits_at: see `LanguageModel.forward`; the mask of
-                a prefix is made by `prefix_mask`.
+            cache, positions, mask, logits_at: see `LanguageModel.forward`. None is
+                causal, also where the configuration has a prefix: for that give
+                `prefix_mask`.
 
         Returns:
             fp32 [B, T, W], or [B, 1, W] with `logits_at`.
         """
         places = tokens == self.config.image_token_index  # [B, T]
         embed = self.language_model.model.embed_tokens
-        embeddings = embed(tokens.masked_fill(places, 0))  # [B, T, D]
-        if vision is not None:
-            embeddings = put_images(embeddings, places, vision)
+        if vision is None:
+            embeddings = embed(tokens)  # [B, T, D]
+        else:
+            embeddings = put_images(
+                embed(tokens.masked_fill(places, 0)), places, vision
+            )
         return self.language_model(
             None, cache, positions, mask, None, logits_at, embeddings
         )
@@ -202,7 +206,8 @@ class PrependedSession(Session):
     """Sequences in progress whose images stand among their tokens.
 
     `VLM(model, tokenizer, session=PrependedSession)` asks, streams and talks with such a
-    model as with the book's own.
+    model as with the book's own. Where the configuration has a prefix, it is what a row
+    begins with; what is added later is causal.
 
     Args:
         model: Prepended.
@@ -239,9 +244,10 @@ class PrependedSession(Session):
         for i, row in enumerate(slots):
             tokens[i, : len(row)] = torch.tensor(row)
         self.cache.reserve(self.cache.length + length)
+        # The prompt reads what is in use; steps of a static session read the whole cache.
         static, self.cache.window = self.cache.window is not None, None
         positions, mask = self._positions(torch.tensor(starts), length), None
-        if config.prefix and not any(starts):
+        if config.prefix and not any(starts):  # the prompt, and no later turn
             here = torch.arange(length).expand(len(rows), -1)
             mask = prefix_mask(here, length, sizes).to(device)
         vision = torch.cat(encoded) if encoded else None

@@ -77,6 +77,7 @@ SIGLIP_FIELDS = {
 
 GEMMA_FIELDS = TEXT_FIELDS | {
     "rms_norm_eps": maybe(EPSILON),
+    # Gemma's first files said "gelu" and meant the one that a tanh approximates.
     "hidden_act": maybe(one_of("gelu_pytorch_tanh", "gelu")),
 }
 

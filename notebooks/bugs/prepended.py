@@ -9,7 +9,7 @@ import reference_prepended
 from bugs import a_bug, a_check, replaced
 from mllama_lite.decoder import LanguageModel, TextConfig
 from mllama_lite.families import prepended, prepended_files, projectors
-from mllama_lite.families.siglip import SiglipVision
+from mllama_lite.families.siglip import SiglipVision, SiglipVisionConfig
 from mllama_lite.tiles import Tiles
 
 WHOLE = "tests/test_prepended.py::test_whole_models"
@@ -150,18 +150,33 @@ def idefics3():
     assert relative_difference("idefics3") < 2e-5
 
 
-@a_check("the loss falls in training, with a prefix")
+@a_check("the loss falls in training, all parts together, with a prefix")
 @torch.enable_grad()
 def loss_falls():
     torch.manual_seed(0)
-    model, losses = LanguageModel(TEXT), []
-    optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
-    tokens = torch.randint(40, (4, 12))
-    here, prefix = torch.arange(12).expand(4, -1), torch.full((4,), 6)
+    vision = SiglipVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=4,
+    )
+    config = prepended.PrependedConfig(TEXT, vision, 39, 4, prefix=True)
+    model = prepended.Prepended(
+        config,
+        SiglipVision(vision, pooled=False, normed=False),
+        projectors.ShuffleProjector(16, 32, 2),
+    )
+    optimiser, losses = torch.optim.AdamW(model.parameters(), 3e-3), []
+    pixels, text = torch.randn(4, 3, 16, 16), torch.randint(39, (4, 8))
+    tokens = torch.cat([torch.full((4, 4), 39), text], dim=1)
+    here, prefix = torch.arange(12).expand(4, -1), torch.full((4,), 7)
     for _ in range(30):
+        images = model.encode_images([Tiles(one[None], 1, (1, 1)) for one in pixels])
         mask = prepended.prefix_mask(here, 12, prefix)
-        logits = model(tokens, mask=mask)[:, 5:-1].flatten(0, 1)
-        losses.append(F.cross_entropy(logits, tokens[:, 6:].flatten()))
+        logits = model(tokens, mask=mask, vision=torch.cat(images))[:, 6:-1]
+        losses.append(F.cross_entropy(logits.flatten(0, 1), tokens[:, 7:].flatten()))
         optimiser.zero_grad()
         losses[-1].backward()
         optimiser.step()
