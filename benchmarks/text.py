@@ -8,6 +8,11 @@ another one has begun is left to it.
 With --measure the models that are there are measured: loss by position up to four times the length
 of training, with queries lengthened and not; which expert takes tokens of which source; and what
 they write. That goes to notebooks/measured/text/measured.json.
+
+With --full nothing is trained to the end: three steps of a model of 12 layers, 768 wide, with
+32,000 tokens and experts (benchmarks/text_full.json, as `mllama-lite pretrain --config` takes it),
+on random tokens, and every byte is counted that is in use. That goes to
+notebooks/measured/text/full.json.
 """
 
 import argparse
@@ -19,6 +24,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from mllama_lite.adapters.cost import Ledger
 from mllama_lite.errors import InputError
 from mllama_lite.families.llama4 import Llama4
 from mllama_lite.files import written_aside
@@ -26,12 +32,15 @@ from mllama_lite.generation import Sampling
 from mllama_lite.pretraining.corpus import prepare, read_documents
 from mllama_lite.pretraining.training import (
     TextPlan,
+    TextTrainer,
+    active_parameters,
+    first_values,
     mixtures,
     pretrain,
     routed,
     small_text_config,
 )
-from mllama_lite.pretraining.writing import load_text_model, write
+from mllama_lite.pretraining.writing import load_text_model, read_text_config, write
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER, MEASURED = ROOT / "trained" / "text", ROOT / "notebooks" / "measured" / "text"
@@ -111,6 +120,56 @@ def measured(folder, tokenizer, corpus):
     return found
 
 
+class RandomCorpus:
+    """As much of a Corpus as a step needs, of random tokens."""
+
+    checksum = ""
+
+    def __init__(self, vocab_size):
+        self.vocab_size = vocab_size
+
+    def num_windows(self, length):
+        return 10**6
+
+    def windows(self, numbers, length):
+        generator = torch.Generator().manual_seed(int(numbers[0]))
+        shape = (len(numbers), length + 1)
+        return torch.randint(self.vocab_size, shape, generator=generator)
+
+
+def full_size(rows=2, length=512, device="cpu"):
+    """Parameters, and the bytes of a step of the model of 12 layers, by what they are for."""
+    config = read_text_config(ROOT / "benchmarks" / "text_full.json")
+    model = Llama4(config).to(device)
+    first_values(model, 0)
+    plan = TextPlan(steps=3, batch=rows, length=length)
+    trainer = TextTrainer(plan, model, RandomCorpus(config.vocab_size))
+    peaks, losses = [], []
+    for _ in range(plan.steps):
+        with Ledger(torch.device(device).type) as ledger:
+            ledger.add(model.parameters())
+            ledger.add(
+                tensor
+                for state in trainer.optimiser.state.values()
+                for tensor in state.values()
+                if isinstance(tensor, torch.Tensor)
+            )
+            losses.append(round(trainer.train_step().item(), 3))
+        peaks.append(ledger.peak)
+    count = sum(p.numel() for p in model.parameters())
+    known = 4 * 4 * count  # numbers, gradients, and AdamW's two averages, in fp32
+    return {
+        "parameters": count,
+        "active": active_parameters(model),
+        "rows": rows,
+        "length": length,
+        "losses": losses,
+        "numbers, gradients, averages": known,
+        "peak": max(peaks),
+        "activations": max(peaks) - known,
+    }
+
+
 def told(trainer):
     if trainer.step % 50 == 0:
         print(trainer.step, f"{trainer.history[-1]['loss']:.3f}", flush=True)
@@ -120,7 +179,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help=f"of {', '.join(RUNS)}; default all")
     parser.add_argument("--measure", action="store_true", help="instead of training")
+    parser.add_argument("--full", action="store_true", help="memory of a larger model")
     args = parser.parse_args()
+    if args.full:
+        found = full_size()
+        MEASURED.mkdir(parents=True, exist_ok=True)
+        with written_aside(MEASURED / "full.json") as part:
+            part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print(found)
+        return
     tokenizer, corpus = prepare(lambda: read_documents(ROOT / "corpus"), FOLDER)
     if args.measure:
         there = [n for n in RUNS if (FOLDER / n / "model.safetensors").is_file()]

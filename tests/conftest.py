@@ -192,7 +192,7 @@ TABLES = {
         "finetuning_benchmark",
         "memory",
     ),
-    "Other roads": ("llama4", "experts", "vit"),
+    "Other roads": ("llama4", "experts", "vit", "prepended"),
     "The model in the page": ("live",),
 }
 HEAD = """| Part | Compared with | Inputs | Largest difference | Limit | Test |

@@ -17,7 +17,13 @@ KEPT = (
     nodes.caption,
     addnodes.pending_xref,
 )
-PAGES = ("book/glossary", "book/bibliography", "book/api", "book/proven")
+PAGES = (
+    "book/glossary",
+    "book/bibliography",
+    "book/api",
+    "book/api_roads",
+    "book/proven",
+)
 
 
 def terms_of(source: str) -> list[str]:

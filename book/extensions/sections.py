@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 
 from docutils import nodes
+from sphinx import addnodes
 
 COMMAS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 SPACE = re.compile(r"\s+")
@@ -27,12 +28,31 @@ def heading(node: nodes.Node) -> nodes.title | None:
     return next((c for c in node.children if isinstance(c, nodes.title)), None)
 
 
+def definition(desc: addnodes.desc) -> str:
+    """A definition of the API: its signature and first sentences, and so for its parts.
+
+    The rest of a docstring stands in the chapter that exports it, and is found there.
+    """
+    parts = [s.astext() for s in desc.findall(addnodes.desc_signature)][:1]
+    for content in desc.children:
+        if isinstance(content, addnodes.desc_content):
+            first = next(
+                (c for c in content.children if isinstance(c, nodes.paragraph)), None
+            )
+            parts.append(first.astext() if first else "")
+            inner = (c for c in content.children if isinstance(c, addnodes.desc))
+            parts += [definition(one) for one in inner]
+    return " ".join(parts)
+
+
 def own_text(section: nodes.Node) -> str:
     """All text of a section that belongs to no titled section below it."""
     parts = []
     for child in section.children:
         if isinstance(child, nodes.section):
             parts += [] if heading(child) else [own_text(child)]
+        elif isinstance(child, addnodes.desc):
+            parts.append(definition(child))
         elif isinstance(child, nodes.raw):
             parts.append(re.sub(r"<[^>]*>", " ", child.astext()))
         elif not isinstance(child, nodes.title):
