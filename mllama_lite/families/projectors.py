@@ -38,11 +38,7 @@ class LinearProjector(nn.Module):
         self.linear = nn.Linear(size, text_size)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-<<<<<<< HEAD
-        """[N, P, D] to [N, P, D]."""
-=======
         """[N, P, D] to [N, P, text D]."""
->>>>>>> main
         return self.linear(patches)
 
 
@@ -62,11 +58,7 @@ class MLPProjector(nn.Module):
         self.linear_2 = nn.Linear(text_size, text_size)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-<<<<<<< HEAD
-        """[N, P, D] to [N, P, D]."""
-=======
         """[N, P, D] to [N, P, text D]."""
->>>>>>> main
         return self.linear_2(F.gelu(self.linear_1(patches)))
 
 
@@ -112,11 +104,7 @@ class PoolingProjector(nn.Module):
         )
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-<<<<<<< HEAD
-        """[N, P, D] to [N, num_tokens, D]."""
-=======
         """[N, P, D] to [N, num_tokens, text D]."""
->>>>>>> main
         side = patch_side(patches)
         image = patches.transpose(1, 2).unflatten(2, (side, side))  # [N, D, side, side]
         pooled = F.adaptive_avg_pool2d(image, self.side).flatten(2).transpose(1, 2)
@@ -168,9 +156,5 @@ class ShuffleProjector(nn.Module):
         self.modality_projection = Projection(size * factor**2, text_size)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-<<<<<<< HEAD
-        """[N, P, D] to [N, P/s², D]."""
-=======
         """[N, P, D] to [N, P/s², text D]."""
->>>>>>> main
         return self.modality_projection.proj(pixel_shuffle(patches, self.factor))
