@@ -49,6 +49,7 @@ BOXES = {
     "attention": (["grouped-query", "attention"], "03_attention", 2, 4.4),
     "text": (["text from", "nothing"], "16_text", 3, 4.4),
     "prepended": (["images as", "tokens"], "17_prepended", 4, 4.4),
+    "alignment": (["two that", "never met"], "20_alignment", 3, 5.3),
 }
 ARROWS = [
     ("training", "checkpoint"),
@@ -67,6 +68,8 @@ ARROWS = [
     ("decoder", "inference"),
     ("decoder", "text"),
     ("decoder", "prepended"),
+    ("text", "alignment"),
+    ("prepended", "alignment"),
 ]
 NOTES = [  # text, x, y
     ("a photograph", 14, 130),
@@ -74,7 +77,7 @@ NOTES = [  # text, x, y
     ("the answer, token by token", 590, 316),
 ]
 STEP_X, STEP_Y, WIDE, HIGH = 152, 78, 128, 46  # units of the drawing
-SIZE = (4 * STEP_X + WIDE + 24, 400)
+SIZE = (4 * STEP_X + WIDE + 24, 470)
 
 
 class Map:

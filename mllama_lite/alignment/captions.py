@@ -1,7 +1,8 @@
 """Pictures with what is said about them: files of LLaVA, COCO and this project, one record.
 
-Whatever the file, a record is a conversation about pictures. What is wrong with a file is
-told line by line, all of it, before anything is trained.
+Built in chapter 20, notebooks/20_alignment.ipynb. Whatever the file, a record is a
+conversation about pictures. What is wrong with a file is told line by line, all of it,
+before anything is trained.
 """
 
 import os

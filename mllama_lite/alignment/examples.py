@@ -1,7 +1,8 @@
 """From records to what is trained on: tokens with places for pictures, and questions.
 
-A language model that has read nothing but text is spoken to in text: a document begins,
-pictures stand where tokens would, a question is a line, and the answer ends the document.
+Built in chapter 20, notebooks/20_alignment.ipynb. A language model that has read
+nothing but text is spoken to in text: a document begins, pictures stand where tokens
+would, a question is a line, and the answer ends the document.
 """
 
 import random

@@ -1,7 +1,8 @@
 """What a frozen encoder sees, computed once and kept in a file that is mapped.
 
-An encoder that does not learn gives the same numbers in every epoch. So each picture goes
-through it once, and the training reads its patches from the disk as fp16.
+Built in chapter 20, notebooks/20_alignment.ipynb. An encoder that does not learn gives
+the same numbers in every epoch. So each picture goes through it once, and the training
+reads its patches from the disk as fp16.
 """
 
 import hashlib

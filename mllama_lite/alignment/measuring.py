@@ -1,7 +1,8 @@
 """What a picture is worth: the loss with it, with another, without; retrieval; captions.
 
-A language model that ignores its pictures writes captions too, and good ones by chance. So
-every number stands beside the one with a wrong picture and with none.
+Built in chapter 20, notebooks/20_alignment.ipynb. A language model that ignores its
+pictures writes captions too, and good ones by chance. So every number stands beside the
+one with a wrong picture and with none.
 """
 
 from collections.abc import Iterator, Sequence

