@@ -1,3 +1,4 @@
+# Generated from notebooks/20_alignment.ipynb: edit there, or here and run `make update`.
 """Pictures with what is said about them: files of LLaVA, COCO and this project, one record.
 
 Built in chapter 20, notebooks/20_alignment.ipynb. Whatever the file, a record is a

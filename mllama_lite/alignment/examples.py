@@ -1,3 +1,4 @@
+# Generated from notebooks/20_alignment.ipynb: edit there, or here and run `make update`.
 """From records to what is trained on: tokens with places for pictures, and questions.
 
 Built in chapter 20, notebooks/20_alignment.ipynb. A language model that has read

@@ -1,3 +1,4 @@
+# Generated from notebooks/20_alignment.ipynb: edit there, or here and run `make update`.
 """What a frozen encoder sees, computed once and kept in a file that is mapped.
 
 Built in chapter 20, notebooks/20_alignment.ipynb. An encoder that does not learn gives

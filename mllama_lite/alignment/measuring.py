@@ -1,3 +1,4 @@
+# Generated from notebooks/20_alignment.ipynb: edit there, or here and run `make update`.
 """What a picture is worth: the loss with it, with another, without; retrieval; captions.
 
 Built in chapter 20, notebooks/20_alignment.ipynb. A language model that ignores its

@@ -1,3 +1,4 @@
+# Generated from notebooks/20_alignment.ipynb: edit there, or here and run `make update`.
 """A language model that is shown pictures: what stands for them, and what it then writes.
 
 Built in chapter 20, notebooks/20_alignment.ipynb. The parts come from elsewhere: a

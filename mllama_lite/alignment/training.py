@@ -1,3 +1,4 @@
+# Generated from notebooks/20_alignment.ipynb: edit there, or here and run `make update`.
 """Teaching a language model to read what an encoder sees: first the projector, then more.
 
 Built in chapter 20, notebooks/20_alignment.ipynb. Phase 2 trains the projector alone,

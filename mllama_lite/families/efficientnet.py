@@ -1,3 +1,4 @@
+# Generated from notebooks/20_alignment.ipynb: edit there, or here and run `make update`.
 """EfficientNet-Lite0: convolutions that look at an image, from small to wide.
 
 Built in chapter 20, notebooks/20_alignment.ipynb. A picture of 224 pixels becomes 7 x 7

@@ -1,3 +1,4 @@
+# Generated from notebooks/20_alignment.ipynb: edit there, or here and run `make update`.
 """A plain vision transformer (ViT-B/16), read from timm's layout or torchvision's.
 
 Built in chapter 20, notebooks/20_alignment.ipynb. An image is its patches and, before
