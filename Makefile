@@ -14,7 +14,7 @@ TORCH_INDEX ?=
 test proof: export OMP_NUM_THREADS ?= 1
 
 .PHONY: help book pdf test notebooks export update check format bench costs proof model measure ablations \
-  skills corpus text duel fuzz mutants clean
+  skills corpus text duel pictures alignment fuzz mutants clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,6 +35,8 @@ help:
 	@echo "make corpus     fetch the texts of chapter 16 into corpus/ (33 MB)"
 	@echo "make text       train the language models of chapter 16, into trained/text (hours)"
 	@echo "make duel       train the variants that chapter 17 compares, into trained/duel (hours)"
+	@echo "make pictures   fetch the captioned pictures and the encoder of chapter 20 into pictures/ (480 MB)"
+	@echo "make alignment  let the language model of chapter 16 read them, into trained/alignment (hours)"
 	@echo "make fuzz       throw ten million damaged files at the readers (hours)"
 	@echo "make mutants    break the model's core in small ways and see what the tests notice (half an hour)"
 	@echo "make proof      write the page 'What is proven' from the tests"
@@ -140,6 +142,14 @@ duel: $(STAMP)
 	$(BIN)/python benchmarks/siglip.py
 	$(BIN)/python benchmarks/duel.py
 	$(BIN)/python benchmarks/duel.py --cost
+
+pictures: $(STAMP)
+	$(BIN)/python tools/pictures.py
+
+alignment: $(STAMP)
+	@test -f pictures/captions.jsonl || { echo "There is no pictures/: run make pictures first."; exit 1; }
+	@test -d trained/text || { echo "There is no trained/text: run make text first."; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/alignment.py
 
 # Coverage-guided; hours for the ten million inputs that the page of proofs tells of.
 fuzz: $(STAMP)

@@ -1,4 +1,4 @@
-"""Fetch the captioned pictures and the encoder of chapter 17: make pictures
+"""Fetch the captioned pictures and the encoder of chapter 20: make pictures
 
 Drawings that packages of Debian and npm carry, as squares of 224 pixels on white in pictures/, one
 line in captions.jsonl each: id, file, caption, concept, source, split. In encoder/ are the weights

@@ -1,1 +1,1 @@
-"""A pretrained encoder beside a language model: captions, features, training (chapter 17)."""
+"""A pretrained encoder beside a language model: captions, features, training (chapter 20)."""
