@@ -9,6 +9,7 @@ one would be.
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from os import PathLike
 from typing import Any
 
@@ -142,14 +143,16 @@ def example(probe: Probe, tokenizer: Tokenizer) -> Example:
     message = guard_message(probe.messages(), ONE_CATEGORY)
     prompt, _ = tokenizer.encode_chat([message])
     answer = tokenizer.encode("unsafe\nS1" if probe.unsafe else "safe")
-    judged = len(tokenizer.encode(probe.text if probe.answer is None else probe.answer))
-    around = guard_message([{"role": "user", "content": ""}], ONE_CATEGORY)
-    after = around["content"].partition("<END CONVERSATION>")
-    tail = tokenizer.encode("\n\n" + after[1] + after[2])
-    header = 1 + len(tokenizer.encode_header("assistant"))  # and the end of the turn
-    end = len(prompt) - header - len(tail)
+    judged = probe.text if probe.answer is None else probe.answer
+    pieces = [tokenizer.token_bytes(id) for id in prompt]
+    ends = list(accumulate(map(len, pieces)))
+    first = b"".join(pieces).rindex(judged.encode() + b"\n\n<END CONVERSATION>")
+    last = first + len(judged.encode())
+    # A word's token begins with the space before it.
+    begin = sum(end < first for end in ends)
+    end = max(begin, sum(end <= last for end in ends))
     end_of_turn = tokenizer.special["<|eot_id|>"]
-    return Example(prompt, [*answer, end_of_turn], max(0, end - judged), end)
+    return Example(prompt, [*answer, end_of_turn], begin, end)
 
 
 class GuardTrainer(Resumable):

