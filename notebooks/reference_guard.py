@@ -6,7 +6,7 @@ template, categories and parsing are Meta's. llama_guard_3_1b.jinja is the chat 
 checkpoint of the 1B, as the package @huggingface/ollama-utils carries it.
 """
 
-import asyncio
+import contextlib
 import sys
 from enum import Enum
 from pathlib import Path
@@ -146,7 +146,9 @@ def meta_request(messages, model="1B"):
             return SimpleNamespace(completion_message=message)
 
     asked = META.LlamaGuardShield(MODELS[model], Inference())
-    asyncio.run(asked.run(messages))
+    # It waits for nothing, so that it needs no loop, which a notebook has already.
+    with contextlib.suppress(StopIteration):
+        asked.run(messages).send(None)
     return sent[0].content
 
 
