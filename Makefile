@@ -14,7 +14,7 @@ TORCH_INDEX ?=
 test proof: export OMP_NUM_THREADS ?= 1
 
 .PHONY: help book pdf test notebooks export update check format bench costs proof model measure ablations \
-  skills corpus text duel fuzz mutants clean
+  skills corpus text duel probes guard fuzz mutants clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,6 +35,8 @@ help:
 	@echo "make corpus     fetch the texts of chapter 16 into corpus/ (33 MB)"
 	@echo "make text       train the language models of chapter 16, into trained/text (hours)"
 	@echo "make duel       train the variants that chapter 17 compares, into trained/duel (hours)"
+	@echo "make probes     fetch the probes of chapter 19 into probes/ (unpleasant to read)"
+	@echo "make guard      train the small guard of chapter 19 and measure it (minutes)"
 	@echo "make fuzz       throw ten million damaged files at the readers (hours)"
 	@echo "make mutants    break the model's core in small ways and see what the tests notice (half an hour)"
 	@echo "make proof      write the page 'What is proven' from the tests"
@@ -140,6 +142,13 @@ duel: $(STAMP)
 	$(BIN)/python benchmarks/siglip.py
 	$(BIN)/python benchmarks/duel.py
 	$(BIN)/python benchmarks/duel.py --cost
+
+probes: $(STAMP)
+	$(BIN)/python tools/probes.py
+
+guard: $(STAMP)
+	@test -d probes || { echo "There is no probes/: run make probes first."; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/guard.py
 
 # Coverage-guided; hours for the ten million inputs that the page of proofs tells of.
 fuzz: $(STAMP)

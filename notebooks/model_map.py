@@ -49,6 +49,7 @@ BOXES = {
     "attention": (["grouped-query", "attention"], "03_attention", 2, 4.4),
     "text": (["text from", "nothing"], "16_text", 3, 4.4),
     "prepended": (["images as", "tokens"], "17_prepended", 4, 4.4),
+    "guard": (["refusing"], "19_guard", 4, 1.75),
 }
 ARROWS = [
     ("training", "checkpoint"),
@@ -67,6 +68,7 @@ ARROWS = [
     ("decoder", "inference"),
     ("decoder", "text"),
     ("decoder", "prepended"),
+    ("inference", "guard"),
 ]
 NOTES = [  # text, x, y
     ("a photograph", 14, 130),

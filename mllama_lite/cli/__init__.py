@@ -18,6 +18,7 @@ from mllama_lite.cli import (
     chat,
     download,
     finetune,
+    guard,
     info,
     measure,
     pretrain,
@@ -37,6 +38,7 @@ COMMANDS = {
     "measure": measure,
     "finetune": finetune,
     "pretrain": pretrain,
+    "guard": guard,
 }
 
 
