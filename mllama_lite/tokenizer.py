@@ -334,6 +334,11 @@ class AudioPart:
     source: Any = None
 
 
+def is_sound_name(text: str) -> bool:
+    """Whether a text is surely meant as the name of a sound: one word that ends so."""
+    return text.lower().endswith((".wav", ".wave")) and len(text.split()) == 1
+
+
 class Tokenizer:
     """Llama 3's tokenizer: text to token ids and back.
 

@@ -190,7 +190,7 @@ TABLES = {
         "finetuning_benchmark",
         "memory",
     ),
-    "Other roads": ("llama4", "experts"),
+    "Other roads": ("llama4", "experts", "sound", "hearing"),
     "The model in the page": ("live",),
 }
 HEAD = """| Part | Compared with | Inputs | Largest difference | Limit | Test |

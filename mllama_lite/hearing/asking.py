@@ -195,7 +195,7 @@ class Hearing:
         Args:
             question: text; the model was trained on those in QUESTIONS.
             sound: path of a WAV file, samples fp32 [N] at 16,000 a second, or None.
-            max_new_tokens: of the answer, at most.
+            max_new_tokens: of the answer, at most, and no more than the context holds.
             **sampling: see Sampling.
 
         Raises:
@@ -221,14 +221,15 @@ class Hearing:
         states = None if sound is None else self.states(sound)[None]
         vectors = round(50 * config.seconds / config.stack) if sound is not None else 0
         longest = config.text.max_position_embeddings
-        if len(row) + vectors + max_new_tokens > longest:
+        room = longest - len(row) - vectors
+        if room < 1:
             raise InputError(
-                f"The question has {len(row)} tokens and the answer up to "
-                f"{max_new_tokens}: expected at most {longest} with those of the sound; "
-                "shorten it."
+                f"The question has {len(row)} tokens: expected fewer than "
+                f"{longest - vectors}, which are left of the model's context; shorten it."
             )
         stops = list(self.tokenizer.stop_ids)
-        steps = write(self.model, [row], states, max_new_tokens, stops, settings)
+        count = min(max_new_tokens, room)
+        steps = write(self.model, [row], states, count, stops, settings)
         return self.tokenizer.stream(ids[0] for ids in steps if ids[0] is not None)
 
 

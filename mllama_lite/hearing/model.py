@@ -16,6 +16,7 @@ from mllama_lite.attention import KVCache
 from mllama_lite.cross_attention import (
     CrossAttentionLayer,
     VisionCache,
+    VisionContext,
     make_layer,
     visible_ranges,
 )
@@ -58,22 +59,37 @@ class SoundProjector(nn.Module):
     Args:
         config: HearingConfig.
 
-    Source: Ma et al. 2024, whose projector this is but for the norm.
+    Source: Liu et al. 2025, Voxtral, whose projector this is; Ma et al. 2024.
     """
 
     def __init__(self, config: HearingConfig) -> None:
         super().__init__()
         self.stack = config.stack
         wide, size = config.stack * config.encoder.d_model, config.text.hidden_size
-        self.norm = nn.LayerNorm(wide)
-        self.linear_1 = nn.Linear(wide, size)
-        self.linear_2 = nn.Linear(size, size)
+        self.linear_1 = nn.Linear(wide, size, bias=False)
+        self.linear_2 = nn.Linear(size, size, bias=False)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """States [B, S, D_e] to vectors [B, V, D]; V is S / stack, rounded up."""
         states = F.pad(states, (0, 0, 0, -states.shape[1] % self.stack))
         stacked = states.unflatten(1, (-1, self.stack)).flatten(2)  # [B, V, stack·D_e]
-        return self.linear_2(F.gelu(self.linear_1(self.norm(stacked))))
+        return self.linear_2(F.gelu(self.linear_1(stacked)))
+
+
+@dataclass
+class Heard:
+    """What of some rows and their sounds enters the decoder.
+
+    Attributes:
+        tokens: int [B, T], or None where `embeddings` [B, T, D] stand for them.
+        now, later: what these tokens look at, and what any that follow look at; None for
+            nothing.
+    """
+
+    tokens: torch.Tensor | None
+    embeddings: torch.Tensor | None = None
+    now: VisionContext | None = None
+    later: VisionContext | None = None
 
 
 class HearingModel(nn.Module):
@@ -86,7 +102,7 @@ class HearingModel(nn.Module):
     def __init__(self, config: HearingConfig) -> None:
         super().__init__()
         self.config = config
-        self.projector = SoundProjector(config)
+        self.multi_modal_projector = SoundProjector(config)
         self.language_model = LanguageModel(config.text, make_layer)
 
     @property
@@ -94,22 +110,35 @@ class HearingModel(nn.Module):
         """device of the parameters."""
         return self.language_model.model.norm.weight.device
 
-    def forward(
-        self,
-        rows: Sequence[list[int]],
-        states: torch.Tensor | None,
-        cache: KVCache | None = None,
-    ) -> torch.Tensor:
-        """Logits of the next token, after each token of some rows.
+    @property
+    def cross_attention_layers(self) -> list[CrossAttentionLayer]:
+        """The layers that look at sound, in order."""
+        layers = self.language_model.model.layers
+        return [layer for layer in layers if isinstance(layer, CrossAttentionLayer)]
 
-        Args:
-            rows: B lists of token ids. A row that hears has `audio_token_index` once.
-            states: [N, S, D_e], the encoder's, one for each row that hears, in order.
-            cache: KVCache to begin, for rows of one length; None to keep nothing.
+    def forward(
+        self, rows: Sequence[list[int]], states: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Logits of the next token, after each token of some rows; see `hear`.
 
         Returns:
             fp32 [B, T, W]. Where sound stands among the tokens a row is longer by V - 1;
             shorter rows are padded on the right.
+        """
+        return self.run(self.hear(rows, states))
+
+    def run(self, heard: Heard, cache: KVCache | None = None) -> torch.Tensor:
+        """Logits fp32 [B, T, W] of what `hear` gave; a cache keeps it for later tokens."""
+        return self.language_model(
+            heard.tokens, cache, vision=heard.now, embeddings=heard.embeddings
+        )
+
+    def hear(self, rows: Sequence[list[int]], states: torch.Tensor | None) -> Heard:
+        """Put sounds to the rows that hear them.
+
+        Args:
+            rows: B lists of token ids. A row that hears has `audio_token_index` once.
+            states: [N, S, D_e], the encoder's, one for each row that hears, in order.
 
         Raises:
             InputError: there are not as many sounds as rows that hear.
@@ -122,14 +151,11 @@ class HearingModel(nn.Module):
                 "at most one in a row, and a sound for each; add or remove some."
             )
         if states is None:
-            return self.language_model(self._padded(rows), cache)
-        sound = self.projector(states.to(self.device))  # [N, V, D]
-        way = self._looking if self.config.looks else self._among_tokens
-        return way(rows, sound, cache)
+            return Heard(self._padded(rows))
+        sound = self.multi_modal_projector(states.to(self.device))  # [N, V, D]
+        return (self._looking if self.config.looks else self._among_tokens)(rows, sound)
 
-    def _among_tokens(
-        self, rows: Sequence[list[int]], sound: torch.Tensor, cache: KVCache | None
-    ) -> torch.Tensor:
+    def _among_tokens(self, rows: Sequence[list[int]], sound: torch.Tensor) -> Heard:
         """The sound's vectors enter the first layer in the place of its token."""
         mark = self.config.audio_token_index
         spread = [
@@ -143,32 +169,19 @@ class HearingModel(nn.Module):
         tokens = self._padded(spread)
         embeddings = self.language_model.model.embed_tokens(tokens)  # [B, T, D]
         places = (tokens == mark)[..., None].expand_as(embeddings)
-        embeddings = embeddings.masked_scatter(places, sound.to(embeddings.dtype))
-        return self.language_model(None, cache, embeddings=embeddings)
+        filled = embeddings.masked_scatter(places, sound.to(embeddings.dtype))
+        return Heard(None, filled)
 
-    def _looking(
-        self, rows: Sequence[list[int]], sound: torch.Tensor, cache: KVCache | None
-    ) -> torch.Tensor:
+    def _looking(self, rows: Sequence[list[int]], sound: torch.Tensor) -> Heard:
         """The sound's vectors become keys and values, as an image's do."""
         mark, left = self.config.audio_token_index, iter(sound)
         heard = [[next(left)] if mark in row else [] for row in rows]
-        vision = VisionCache.from_images(self.cross_attention_layers, heard)
+        cache = VisionCache.from_images(self.cross_attention_layers, heard)
         ranges = [visible_ranges(row, mark) for row in rows]
         tokens = self._padded(rows)
-        context = vision.context(ranges, [0] * len(rows), tokens.shape[1])
-        self._later = vision.context(ranges, [len(row) for row in rows], 1)
-        return self.language_model(tokens, cache, vision=context)
-
-    def step(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """One more token of every row, int [B]: fp32 [B, W]. `forward` came before."""
-        later = self._later if self.config.looks else None
-        return self.language_model(tokens[:, None], cache, vision=later)[:, 0]
-
-    @property
-    def cross_attention_layers(self) -> list[CrossAttentionLayer]:
-        """The layers that look at sound, in order."""
-        layers = self.language_model.model.layers
-        return [m for m in layers if isinstance(m, CrossAttentionLayer)]
+        now = cache.context(ranges, [0] * len(rows), tokens.shape[1])
+        later = cache.context(ranges, [len(row) for row in rows], 1)
+        return Heard(tokens, None, now, later)
 
     def _padded(self, rows: Sequence[list[int]]) -> torch.Tensor:
         longest = max(map(len, rows))
@@ -199,10 +212,10 @@ def write(
         list of B: the new id of each row, None for rows that are finished; a stop token
         is not given.
     """
-    sampler, cache = Sampler(sampling, model.device), KVCache(0)
+    sampler, heard = Sampler(sampling, model.device), model.hear(rows, states)
     vectors = 0 if states is None else -(-states.shape[1] // model.config.stack)
-    cache.reserve(len(rows[0]) + vectors + max_new_tokens)
-    logits = model(rows, states, cache)[:, -1]
+    cache = KVCache(len(rows[0]) + vectors + max_new_tokens)
+    logits = model.run(heard, cache)[:, -1]
     running = [True] * len(rows)
     for _ in range(max_new_tokens):
         chosen = sampler(logits)  # [B]
@@ -211,4 +224,5 @@ def write(
         if not any(running):
             return
         yield [id if on else None for id, on in zip(ids, running)]
-        logits = model.step(chosen, cache)
+        following = Heard(chosen[:, None], now=heard.later)
+        logits = model.run(following, cache)[:, -1]

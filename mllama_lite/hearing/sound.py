@@ -114,7 +114,7 @@ def resample(samples: torch.Tensor, rate: int, wanted: int = RATE) -> torch.Tens
     if rate == wanted:
         return samples
     count = -(-len(samples) * wanted // rate)
-    reach = -(-CROSSINGS * rate // min(rate, wanted))  # in samples of the source
+    reach = math.ceil(CROSSINGS / passed(rate, wanted))  # in samples of the source
     padded = torch.nn.functional.pad(samples, (reach, reach + 1))
     near = padded.unfold(0, 2 * reach + 1, 1)  # [N + 1, K], what each sample has around
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)  # [K]
@@ -127,9 +127,14 @@ def resample(samples: torch.Tensor, rate: int, wanted: int = RATE) -> torch.Tens
     return torch.cat(parts)
 
 
+def passed(rate: int, wanted: int) -> float:
+    """Which share of the source's pitches is kept: a little less than there is room for."""
+    return min(1.0, wanted / rate) * 0.95
+
+
 def kernel(distance: torch.Tensor, rate: int, wanted: int) -> torch.Tensor:
     """How much a sample counts at a distance, which is in samples of the source."""
-    share = min(1.0, wanted / rate) * 0.95  # a little room, as no filter ends at once
+    share = passed(rate, wanted)
     inside = (distance * share / CROSSINGS).clamp(-1, 1)
     return share * torch.sinc(distance * share) * (inside * math.pi / 2).cos() ** 2
 
