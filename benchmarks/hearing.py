@@ -14,6 +14,7 @@ import argparse
 import json
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 from mllama_lite.checkpoints.hub import find_tokenizer
 from mllama_lite.errors import InputError
 from mllama_lite.files import written_aside
+from mllama_lite.hearing import mel, sound
 from mllama_lite.hearing.asking import QUESTIONS, answers, load_hearing
 from mllama_lite.hearing.clips import WORDS, Clips
 from mllama_lite.hearing.mel import log_mel
@@ -206,6 +208,25 @@ def whisper(sets):
     return found
 
 
+@torch.no_grad()
+def with_bugs(hearing):
+    """The human voice with a bug between the file and the encoder."""
+    from bugs import bug
+
+    clips, encoder = Clips(SOUNDS / "recorded"), load_encoder(SOUNDS / "whisper")
+    found = {}
+    for name in (None, "natural-logarithm", "rate-ignored", "frames-far-apart"):
+        with nullcontext() if name is None else bug(name):
+            paths = [SOUNDS / "human" / f"{clip.source}.wav" for clip in clips.clips]
+            sounds = torch.stack([cut(sound.read_sound(path), 2) for path in paths])
+            states = torch.cat(
+                [encoder(mel.log_mel(some)) for some in sounds.split(16)]
+            )
+            said = answers(hearing.model, hearing.tokenizer, QUESTIONS["words"], states)
+        found[name or "none"] = right_by_kind(clips.clips, said)["all"]
+    return found
+
+
 def measure():
     sets = {name: Clips(SOUNDS / name) for name in SETS}
     MEASURED.mkdir(parents=True, exist_ok=True)
@@ -217,7 +238,10 @@ def measure():
         found["whisper"] = whisper(sets)
     for name in RUNS:
         if (FOLDER / name / "model.safetensors").is_file():
-            found[name] = measured(load_hearing(FOLDER / name), sets)
+            hearing = load_hearing(FOLDER / name)
+            found[name] = measured(hearing, sets)
+            if name == "tokens-0":
+                found["bugs"] = with_bugs(hearing)
     with written_aside(path) as part:
         part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

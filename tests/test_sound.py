@@ -282,3 +282,14 @@ def test_the_real_weights_beside_transformers():
     mel = log_mel(cut(samples, 30))[None]
     theirs = hub.model.encoder(mel).last_hidden_state
     assert largest(load_encoder(place)(mel), theirs) < 1e-4
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050])
+def test_a_recording_is_heard_at_its_own_pitch(rate, tmp_path):
+    time = torch.arange(rate) / rate
+    whole = (9000 * (2 * math.pi * 1000 * time).sin()).short()
+    path = tmp_path / "a.wav"
+    path.write_bytes(riff(whole.numpy().tobytes(), rate))
+    samples = read_sound(path)
+    assert len(samples) == RATE
+    assert log_mel(samples).mean(-1).argmax() == mel_filters()[:, 25].argmax()
