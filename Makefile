@@ -14,7 +14,7 @@ TORCH_INDEX ?=
 test proof: export OMP_NUM_THREADS ?= 1
 
 .PHONY: help book pdf test notebooks export update check format bench costs proof model measure ablations \
-  skills corpus text fuzz mutants clean
+  skills corpus text sounds hearing fuzz mutants clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +34,8 @@ help:
 	@echo "make skills     train the adapters of the table in chapter 14 (hours)"
 	@echo "make corpus     fetch the texts of chapter 16 into corpus/ (33 MB)"
 	@echo "make text       train the language models of chapter 16, into trained/text (hours)"
+	@echo "make sounds     fetch and make the sounds of chapter 18 into sounds/ (100 MB, then 0.8 GB)"
+	@echo "make hearing    train and measure the models of chapter 18, into trained/hearing (hours)"
 	@echo "make fuzz       throw ten million damaged files at the readers (hours)"
 	@echo "make mutants    break the model's core in small ways and see what the tests notice (half an hour)"
 	@echo "make proof      write the page 'What is proven' from the tests"
@@ -134,6 +136,15 @@ corpus: $(STAMP)
 text: $(STAMP)
 	@test -d corpus || { echo "There is no corpus/: run make corpus first."; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/text.py
+
+sounds: $(STAMP)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tools/sounds.py
+
+hearing: export OMP_NUM_THREADS ?= 1
+hearing: $(STAMP)
+	@test -d sounds/spoken || { echo "There is no sounds/spoken/: run make sounds first."; exit 1; }
+	$(BIN)/python benchmarks/hearing.py
+	PYTHONPATH=notebooks $(BIN)/python benchmarks/hearing.py --measure
 
 # Coverage-guided; hours for the ten million inputs that the page of proofs tells of.
 fuzz: $(STAMP)

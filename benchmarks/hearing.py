@@ -15,6 +15,7 @@ import json
 import re
 import shutil
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -146,13 +147,14 @@ class Decoder:
     """Whisper's own decoder, as transformers has it, greedily."""
 
     def __init__(self):
+        import reference
+
+        reference.import_torchvision()  # before transformers does
         from tokenizers import Tokenizer
-        from transformers import WhisperForConditionalGeneration
 
-        import reference  # noqa: F401
-
+        transformers = import_module("transformers")
         place = SOUNDS / "whisper"
-        self.model = WhisperForConditionalGeneration.from_pretrained(
+        self.model = transformers.WhisperForConditionalGeneration.from_pretrained(
             place, dtype=torch.float32
         ).eval()
         self.tokenizer = Tokenizer.from_file(str(place / "tokenizer.json"))

@@ -48,6 +48,7 @@ BOXES = {
     "rope": (["RoPE"], "02_rope", 1, 4.4),
     "attention": (["grouped-query", "attention"], "03_attention", 2, 4.4),
     "text": (["text from", "nothing"], "16_text", 3, 4.4),
+    "hearing": (["hearing"], "18_hearing", 0, 4.4),
 }
 ARROWS = [
     ("training", "checkpoint"),
@@ -65,6 +66,7 @@ ARROWS = [
     ("decoder", "cross_attention"),
     ("decoder", "inference"),
     ("decoder", "text"),
+    ("hearing", "decoder"),
 ]
 NOTES = [  # text, x, y
     ("a photograph", 14, 130),

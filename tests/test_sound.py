@@ -183,7 +183,7 @@ def test_mel_filters(proof):
     for count in (40, 80, 128):
         theirs = reference_hearing.extractor(count).mel_filters.T
         worst = max(worst, largest(mel_filters(count), theirs))
-    proof("Sound: mel filters", "transformers", "40, 80 and 128 bands", worst, 1e-7)
+    proof("Sound: mel filters", "transformers", "40, 80 and 128 bands", worst, 1e-12)
 
 
 def test_log_mel(proof):
@@ -201,7 +201,7 @@ def test_log_mel(proof):
         ).input_features[0]
         worst = max(worst, largest(log_mel(cut(samples, 30), bands), theirs))
     proof(
-        "Sound: log-mel spectrogram", "transformers", f"{len(SEEDS)} sounds", worst, 5e-5
+        "Sound: log-mel spectrogram", "transformers", f"{len(SEEDS)} sounds", worst, 1e-5
     )  # fmt: skip
 
 

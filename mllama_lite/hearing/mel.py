@@ -5,6 +5,8 @@ Built in chapter 18, notebooks/18_hearing.ipynb. Every hundredth of a second, ho
 80 bands of pitch there is.
 """
 
+import math
+
 import torch
 
 from mllama_lite.hearing.sound import RATE
@@ -16,13 +18,13 @@ HOP = 160  # samples from one frame to the next: 10 ms
 
 def hertz_to_mel(hertz: torch.Tensor) -> torch.Tensor:
     """Slaney's scale: even steps up to 1,000 Hz, equal ratios above."""
-    ratios = 15 + 27 * (hertz.clamp(min=1e-9) / 1000).log() / torch.tensor(6.4).log()
+    ratios = 15 + 27 * (hertz.clamp(min=1e-9) / 1000).log() / math.log(6.4)
     return torch.where(hertz < 1000, 3 * hertz / 200, ratios)
 
 
 def mel_to_hertz(mel: torch.Tensor) -> torch.Tensor:
     """The inverse of `hertz_to_mel`."""
-    ratios = 1000 * ((mel - 15) / 27 * torch.tensor(6.4).log()).exp()
+    ratios = 1000 * ((mel - 15) / 27 * math.log(6.4)).exp()
     return torch.where(mel < 15, 200 * mel / 3, ratios)
 
 
