@@ -14,6 +14,7 @@ import argparse
 import json
 import re
 import shutil
+from collections import Counter
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -143,6 +144,9 @@ def plain(text):
     return SPELLINGS.get(text, NUMBERS.get(text, text))
 
 
+MOST = 12  # tokens of a word; Whisper may repeat itself for ever
+
+
 class Decoder:
     """Whisper's own decoder, as transformers has it, greedily."""
 
@@ -162,17 +166,19 @@ class Decoder:
     @torch.no_grad()
     def __call__(self, states, most=40):
         """States [1, S, D] to text. 50257: begin; 50362: no times; 50256: end."""
-        ids = torch.tensor([[50257, 50362]])
+        new, written, cache = torch.tensor([[50257, 50362]]), [], None
         for number in range(most):
-            logits = self.model(encoder_outputs=(states,), decoder_input_ids=ids).logits
-            scores = logits[0, -1]
+            found = self.model(
+                encoder_outputs=(states,), decoder_input_ids=new, past_key_values=cache
+            )
+            scores, cache = found.logits[0, -1], found.past_key_values
             if number == 0:
                 scores[[220, 50256]] = -torch.inf  # it begins with something
-            best = int(scores.argmax())
-            if best == 50256:
+            written.append(int(scores.argmax()))
+            if written[-1] == 50256:
                 break
-            ids = torch.cat([ids, torch.tensor([[best]])], 1)
-        return self.tokenizer.decode(ids[0, 2:].tolist())
+            new = torch.tensor([written[-1:]])
+        return self.tokenizer.decode([id for id in written if id != 50256])
 
 
 @torch.no_grad()
@@ -181,7 +187,7 @@ def whisper(sets):
     decoder, encoder = Decoder(), load_encoder(SOUNDS / "whisper")
     found = {}
     for name, clips in sets.items():
-        texts = [plain(decoder(clips.take([i]))) for i in range(len(clips))]
+        texts = [plain(decoder(clips.take([i]), MOST)) for i in range(len(clips))]
         found[name] = {
             "right": right_by_kind(clips.clips, texts),
             "mistakes": mistakes(clips.clips, texts),
@@ -195,7 +201,7 @@ def whisper(sets):
         states = encoder(mel)
         theirs = decoder.model.model.encoder(mel).last_hidden_state
         worst = max(worst, (states - theirs).abs().max().item())
-        texts.append(plain(decoder(states)))
+        texts.append(plain(decoder(states, MOST)))
     found["recorded, 30 seconds"] = {
         "right": right_by_kind(heard, texts),
         "mistakes": mistakes(heard, texts),
@@ -229,28 +235,51 @@ def with_bugs(hearing):
     return found
 
 
+def told_of(clips):
+    """How many there are, of which kinds, of how many words and voices."""
+    kinds = Counter(clip.kind for clip in clips)
+    words = {clip.text for clip in clips}
+    voices = {clip.source for clip in clips if "+" in clip.source}
+    return {
+        "clips": len(clips),
+        "kinds": dict(kinds),
+        "words": len(words),
+        "voices": len(voices),
+        "throats": len({voice.split("+")[1] for voice in voices}),
+    }
+
+
 def measure():
     sets = {name: Clips(SOUNDS / name) for name in SETS}
     MEASURED.mkdir(parents=True, exist_ok=True)
     path = MEASURED / "measured.json"
     found = json.loads(path.read_text()) if path.is_file() else {}
+    found["clips"] = {
+        name: told_of(Clips(SOUNDS / name).clips) for name in ("spoken", *SETS)
+    }
     if "probe" not in found:
         found["probe"] = probe(Clips(SOUNDS / "spoken"), sets)
+        write_found(found)
     if "whisper" not in found:
         found["whisper"] = whisper(sets)
+        write_found(found)
     for name in RUNS:
         if (FOLDER / name / "model.safetensors").is_file():
             hearing = load_hearing(FOLDER / name)
             found[name] = measured(hearing, sets)
             if name == "tokens-0":
                 found["bugs"] = with_bugs(hearing)
-    with written_aside(path) as part:
+    write_found(found)
+
+
+def write_found(found):
+    with written_aside(MEASURED / "measured.json") as part:
         part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def ship():
     """Two models, some recordings, and their states, since the encoder is too large."""
-    clips, encoder = Clips(SOUNDS / "recorded"), load_encoder(SOUNDS / "whisper")
+    clips = Clips(SOUNDS / "recorded")
     for way in WAYS:
         target = SHIPPED / way
         target.mkdir(parents=True, exist_ok=True)
@@ -266,7 +295,6 @@ def ship():
         kept[name.split("/")[-1]] = states.half().contiguous()
     shutil.copy(SOUNDS / "human" / "tt-weasels.wav", SHIPPED)
     save_file(kept, SHIPPED / "states.safetensors")
-    del encoder
 
 
 def told(trainer):
