@@ -140,8 +140,19 @@ SPELLINGS = {
 
 def plain(text):
     """What Whisper writes, as the answers are written: small letters, numbers in words."""
-    text = re.sub(r"[^a-z0-9' -]", "", text.lower()).strip()
+    text = once(clean(text))
     return SPELLINGS.get(text, NUMBERS.get(text, text))
+
+
+def clean(text):
+    """Small letters, digits and spaces alone."""
+    return re.sub(r"[^a-z0-9' -]", "", text.lower()).strip()
+
+
+def once(text):
+    """A word that is repeated and nothing else, once; any other text as it is."""
+    words = text.split()
+    return words[0] if len(words) > 1 and len(set(words)) == 1 else text
 
 
 MOST = 12  # tokens of a word; Whisper may repeat itself for ever
@@ -187,8 +198,10 @@ def whisper(sets):
     decoder, encoder = Decoder(), load_encoder(SOUNDS / "whisper")
     found = {}
     for name, clips in sets.items():
-        texts = [plain(decoder(clips.take([i]), MOST)) for i in range(len(clips))]
+        raw = [decoder(clips.take([i]), MOST).strip() for i in range(len(clips))]
+        texts = [plain(text) for text in raw]
         found[name] = {
+            "repeats": sum(once(text) != text for text in map(clean, raw)),
             "right": right_by_kind(clips.clips, texts),
             "mistakes": mistakes(clips.clips, texts),
         }

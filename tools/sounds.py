@@ -211,17 +211,18 @@ def human_clips() -> dict[str, tuple[str, str]]:
     return found
 
 
-# Said in a recording of their own, and never by espeak-ng: what is new to the model.
+# Said in a recording of their own, and never by espeak-ng: what is new to the model. (sorry and
+# vm-deleted say more than their names: "We're sorry", "Message deleted".)
 UNSEEN = {
     word: word
     for word in (
         "activated added calling cancelled disabled enabled extension goodbye hello hours "
-        "location lowercase minute minutes number removed second seconds sorry uppercase"
+        "location lowercase minute minutes number removed second seconds uppercase"
     ).split()
 } | {
     word: f"vm-{word}"
     for word in (
-        "Family Friends Old Urgent Work deleted first last message messages password "
+        "Family Friends Old Urgent Work first last message messages password "
         "press received saved"
     ).split()
 }
