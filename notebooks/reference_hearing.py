@@ -16,6 +16,14 @@ from mllama_lite.hearing.model import HearingConfig, HearingModel
 from mllama_lite.hearing.whisper_encoder import WhisperConfig, WhisperEncoder
 
 
+def quiet_transformers():
+    """transformers, which would tell of every id that a small vocabulary has not."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    return transformers
+
+
 def extractor(num_mel_bins=80):
     """transformers' WhisperFeatureExtractor."""
     from transformers import WhisperFeatureExtractor
@@ -66,8 +74,7 @@ def random_config(seed, looks=False):
 
 def whisper(config, seed=0):
     """transformers' Whisper with an encoder of these sizes, filled at random."""
-    import transformers
-
+    transformers = quiet_transformers()
     hub = transformers.WhisperConfig(
         **asdict(config), vocab_size=51, decoder_layers=1, decoder_ffn_dim=16,
         decoder_attention_heads=1, pad_token_id=0, bos_token_id=0, eos_token_id=0,
@@ -88,8 +95,7 @@ def voxtral(config, seed=0):
 
     Its vocabulary is one larger than ours, by the token of a sound.
     """
-    import transformers
-
+    transformers = quiet_transformers()
     text, encoder = config.text, config.encoder
     hub = transformers.VoxtralForConditionalGeneration(
         transformers.VoxtralConfig(
@@ -153,8 +159,7 @@ def voxtral_logits(hub, rows, mel, vectors):
 
 def looking(config, seed=0):
     """transformers' MllamaForCausalLM at the sizes of `config`, filled at random."""
-    import transformers
-
+    transformers = quiet_transformers()
     text = config.text
     hub = transformers.MllamaTextConfig(
         **_text_fields(text),
