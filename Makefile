@@ -14,7 +14,7 @@ TORCH_INDEX ?=
 test proof: export OMP_NUM_THREADS ?= 1
 
 .PHONY: help book pdf test notebooks export update check format bench costs proof model measure ablations \
-  skills corpus text duel probes guard fuzz mutants clean
+  skills corpus text duel probes guard sounds hearing fuzz mutants clean
 .DEFAULT_GOAL := help
 
 help:
@@ -37,6 +37,8 @@ help:
 	@echo "make duel       train the variants that chapter 17 compares, into trained/duel (hours)"
 	@echo "make probes     fetch the probes of chapter 19 into probes/ (unpleasant to read)"
 	@echo "make guard      train the small guard of chapter 19 and measure it (minutes)"
+	@echo "make sounds     fetch and make the sounds of chapter 18 into sounds/ (100 MB, then 0.8 GB)"
+	@echo "make hearing    train and measure the models of chapter 18, into trained/hearing (hours)"
 	@echo "make fuzz       throw ten million damaged files at the readers (hours)"
 	@echo "make mutants    break the model's core in small ways and see what the tests notice (half an hour)"
 	@echo "make proof      write the page 'What is proven' from the tests"
@@ -149,6 +151,15 @@ probes: $(STAMP)
 guard: $(STAMP)
 	@test -d probes || { echo "There is no probes/: run make probes first."; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/guard.py
+
+sounds: $(STAMP)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tools/sounds.py
+
+hearing: export OMP_NUM_THREADS ?= 1
+hearing: $(STAMP)
+	@test -d sounds/spoken || { echo "There is no sounds/spoken/: run make sounds first."; exit 1; }
+	$(BIN)/python benchmarks/hearing.py
+	PYTHONPATH=notebooks $(BIN)/python benchmarks/hearing.py --measure
 
 # Coverage-guided; hours for the ten million inputs that the page of proofs tells of.
 fuzz: $(STAMP)

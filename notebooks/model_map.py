@@ -50,6 +50,7 @@ BOXES = {
     "text": (["text from", "nothing"], "16_text", 3, 4.4),
     "prepended": (["images as", "tokens"], "17_prepended", 4, 4.4),
     "guard": (["refusing"], "19_guard", 4, 1.75),
+    "hearing": (["hearing"], "18_hearing", 0, 4.4),
 }
 ARROWS = [
     ("training", "checkpoint"),
@@ -69,6 +70,7 @@ ARROWS = [
     ("decoder", "text"),
     ("decoder", "prepended"),
     ("inference", "guard"),
+    ("hearing", "decoder"),
 ]
 NOTES = [  # text, x, y
     ("a photograph", 14, 130),

@@ -190,7 +190,7 @@ TABLES = {
         "finetuning_benchmark",
         "memory",
     ),
-    "Other roads": ("llama4", "experts", "prepended", "guard"),
+    "Other roads": ("llama4", "experts", "prepended", "guard", "sound", "hearing"),
     "The model in the page": ("live",),
 }
 HEAD = """| Part | Compared with | Inputs | Largest difference | Limit | Test |
