@@ -65,7 +65,7 @@ def read_probes(path: str | PathLike) -> list[Probe]:
                 found.get("source", path.stem),
                 found.get("answer"),
             )
-            kinds = (str, bool, str, (str, type(None)))
+            kinds: tuple[Any, ...] = (str, bool, str, (str, type(None)))
             if not all(isinstance(v, k) for v, k in zip(vars(probe).values(), kinds)):
                 raise TypeError
             probes.append(probe)
