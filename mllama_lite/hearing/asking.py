@@ -50,7 +50,7 @@ from mllama_lite.hearing.whisper_encoder import (
     WHISPER_FIELDS,
     WhisperConfig,
     WhisperEncoder,
-    filled,
+    fill,
     load_encoder,
 )
 from mllama_lite.tokenizer import (
@@ -317,9 +317,9 @@ def load_hearing(
         given["seconds"],
     )
     with torch.device("meta"):
-        empty = HearingModel(config)
+        model = HearingModel(config)
     weights = folder / "model.safetensors"
-    model = filled(empty, read_safetensors_header(weights), weights)
+    fill(model, read_safetensors_header(weights), weights)
     tokenizer = find_tokenizer(folder)
     if tokenizer is None:
         raise InputError(

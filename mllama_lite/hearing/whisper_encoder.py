@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,6 @@ from mllama_lite.errors import InputError
 from mllama_lite.files import check_fields, read_json, whole
 
 
-Filled = TypeVar("Filled", bound=nn.Module)
 WHISPER_FIELDS = {
     "num_mel_bins": whole(1, 512),
     "d_model": whole(4, 2**16),
@@ -186,11 +184,12 @@ def load_encoder(folder: str | PathLike) -> WhisperEncoder:
     }
     with torch.device("meta"):
         encoder = WhisperEncoder(WhisperConfig(**given))
-    return filled(encoder, tensors, path)
+    fill(encoder, tensors, path)
+    return encoder
 
 
-def filled(module: Filled, tensors: Mapping[str, StoredTensor], path: Path) -> Filled:
-    """A module of the meta device with its numbers out of a file, fp32 and frozen.
+def fill(module: nn.Module, tensors: Mapping[str, StoredTensor], path: Path) -> None:
+    """Give a module of the meta device its numbers out of a file, fp32 and frozen.
 
     Args:
         module: Module.
@@ -211,4 +210,4 @@ def filled(module: Filled, tensors: Mapping[str, StoredTensor], path: Path) -> F
     module.to_empty(device="cpu")
     for name, tensor in module.state_dict().items():
         tensors[name].read_into(tensor)
-    return module.requires_grad_(False).eval()
+    module.requires_grad_(False).eval()
