@@ -323,7 +323,8 @@ class Guard:
             shown_to_guard: list[Any] = []
         else:
             shown_to_guard = [ImagePart(open_image(image)) for image in given]
-        asked: list[Any] = [[image, question] for image in shown_to_guard] or [question]
+        asked: list[Any] = [[image, question] for image in shown_to_guard]
+        asked = asked or [question]
         talks = [[{"role": "user", "content": content}] for content in asked]
         judgements = []
         for talk in talks:

@@ -65,8 +65,11 @@ def read_probes(path: str | PathLike) -> list[Probe]:
                 found.get("source", path.stem),
                 found.get("answer"),
             )
-            kinds: tuple[Any, ...] = (str, bool, str, (str, type(None)))
-            if not all(isinstance(v, k) for v, k in zip(vars(probe).values(), kinds)):
+            texts = [probe.text, probe.source, probe.answer or ""]
+            if (
+                not all(isinstance(t, str) for t in texts)
+                or type(probe.unsafe) is not bool
+            ):
                 raise TypeError
             probes.append(probe)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
