@@ -14,7 +14,7 @@ TORCH_INDEX ?=
 test proof: export OMP_NUM_THREADS ?= 1
 
 .PHONY: help book pdf test notebooks export update check format bench costs proof model measure ablations \
-  skills corpus text duel pictures alignment fuzz mutants clean
+  skills corpus text duel probes guard sounds hearing pictures alignment fuzz mutants clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,6 +35,10 @@ help:
 	@echo "make corpus     fetch the texts of chapter 16 into corpus/ (33 MB)"
 	@echo "make text       train the language models of chapter 16, into trained/text (hours)"
 	@echo "make duel       train the variants that chapter 17 compares, into trained/duel (hours)"
+	@echo "make probes     fetch the probes of chapter 19 into probes/ (unpleasant to read)"
+	@echo "make guard      train the small guard of chapter 19 and measure it (minutes)"
+	@echo "make sounds     fetch and make the sounds of chapter 18 into sounds/ (100 MB, then 0.8 GB)"
+	@echo "make hearing    train and measure the models of chapter 18, into trained/hearing (hours)"
 	@echo "make pictures   fetch the captioned pictures and the encoder of chapter 20 into pictures/ (480 MB)"
 	@echo "make alignment  let the language model of chapter 16 read them, into trained/alignment (hours)"
 	@echo "make fuzz       throw ten million damaged files at the readers (hours)"
@@ -142,6 +146,22 @@ duel: $(STAMP)
 	$(BIN)/python benchmarks/siglip.py
 	$(BIN)/python benchmarks/duel.py
 	$(BIN)/python benchmarks/duel.py --cost
+
+probes: $(STAMP)
+	$(BIN)/python tools/probes.py
+
+guard: $(STAMP)
+	@test -d probes || { echo "There is no probes/: run make probes first."; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/guard.py
+
+sounds: $(STAMP)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tools/sounds.py
+
+hearing: export OMP_NUM_THREADS ?= 1
+hearing: $(STAMP)
+	@test -d sounds/spoken || { echo "There is no sounds/spoken/: run make sounds first."; exit 1; }
+	$(BIN)/python benchmarks/hearing.py
+	PYTHONPATH=notebooks $(BIN)/python benchmarks/hearing.py --measure
 
 pictures: $(STAMP)
 	$(BIN)/python tools/pictures.py

@@ -323,6 +323,22 @@ class ImagePart:
     source: Any = None
 
 
+@dataclass(frozen=True)
+class AudioPart:
+    """A sound among the parts of a message; chapter 18 has models that hear.
+
+    Attributes:
+        source: the path of a WAV file, samples, or None where only its place matters.
+    """
+
+    source: Any = None
+
+
+def is_sound_name(text: str) -> bool:
+    """Whether a text is surely meant as the name of a sound: one word that ends so."""
+    return text.lower().endswith((".wav", ".wave")) and len(text.split()) == 1
+
+
 class Tokenizer:
     """Llama 3's tokenizer: text to token ids and back.
 
@@ -464,39 +480,51 @@ class Tokenizer:
             yield rest
 
     def encode_message(
-        self, role: str, content: str | list[Any]
+        self, role: str, content: str | list[Any], audio_id: int | None = None
     ) -> tuple[list[int], list[Any]]:
         """One message of a conversation: header, content, end of turn.
 
         Args:
             role: "system", "user", "assistant" or "tool".
-            content: text, or a list of parts. A part is text, an ImagePart, or one
-                of the dicts that others use: {"type": "text", "text": ...} and
-                {"type": "image", "image": ...}.
+            content: text, or a list of parts. A part is text, an ImagePart, an
+                AudioPart, or one of the dicts that others use: {"type": "text",
+                "text": ...}, {"type": "image", "image": ...} and {"type": "audio",
+                "audio": ...}.
+            audio_id: the model's id of a sound; None for a model that does not hear.
 
         Returns:
-            (ids, images): token ids with `image_id` in the place of every image, and
-            the sources of the images in order.
+            (ids, sources): token ids with `image_id` in the place of every image and
+            `audio_id` in that of every sound, and the sources of both in order.
 
         Raises:
-            InputError: an unknown role; a part of another kind, such as audio.
+            InputError: an unknown role; a part of another kind; a sound for a model
+                that does not hear.
 
         Source: llama_models/llama3/chat_format.py, `ChatFormat.encode_message`.
         """
-        ids, images = self.encode_header(role), []
+        ids, sources = self.encode_header(role), []
         for part in content if isinstance(content, list) else [content]:
             match part:
                 case str(text) | {"type": "text", "text": str(text)}:
                     ids += self.encode(text)
                 case ImagePart(source) | {"type": "image", "image": source}:
                     ids.append(self.image_id)
-                    images.append(source)
+                    sources.append(source)
+                case AudioPart(source) | {"type": "audio", "audio": source}:
+                    if audio_id is None:
+                        raise InputError(
+                            f"A part of a message is a sound, {shown(source)}: expected "
+                            "text or an image, since this model does not hear; ask one "
+                            "that does (chapter 18)."
+                        )
+                    ids.append(audio_id)
+                    sources.append(source)
                 case _:
                     raise InputError(
                         f"A part of a message is {shown(part)}: expected text or an "
                         "image; write text as a string and an image as ImagePart(...)."
                     )
-        return ids + [self.special["<|eot_id|>"]], images
+        return ids + [self.special["<|eot_id|>"]], sources
 
     def encode_chat(
         self, messages: Iterable[dict[str, Any]]

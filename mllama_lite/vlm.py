@@ -25,11 +25,11 @@ from mllama_lite.errors import InputError, shown
 from mllama_lite.generation import Sampling, Session, generate
 from mllama_lite.model import Mllama
 from mllama_lite.tiles import Tiles, image_to_tiles, is_picture_name, open_image
-from mllama_lite.tokenizer import ImagePart, Tokenizer
+from mllama_lite.tokenizer import AudioPart, ImagePart, Tokenizer, is_sound_name
 
 
 Ids = Collection[int] | torch.Tensor  # of tokens
-Picture = str | PathLike | bytes | bytearray | BinaryIO | Image.Image
+Picture = str | PathLike | bytes | bytearray | BinaryIO | Image.Image | ImagePart
 
 
 class VLM:
@@ -74,8 +74,10 @@ class VLM:
 
         Args:
             question: text; special tokens spelled in it stay text.
-            images: a path, bytes, a PIL image, a list of these, or None. Images are
-                shown to the model as a viewer would show them, before the question.
+            images: a path, bytes, a PIL image, an ImagePart with one of these, a list of
+                them, or None. Images are shown to the model as a viewer would show
+                them, before the question. A sound is refused: chapter 18 has models
+                that hear.
             max_new_tokens: of the answer, at most.
             **sampling: `temperature`, `top_k`, `top_p`, `min_p`, `seed`: see Sampling.
 
@@ -314,6 +316,14 @@ def _check_question(question: str) -> None:
         )
 
 
+def as_part(source: Any) -> ImagePart | AudioPart:
+    """What is given beside a question, by its kind: a name that ends in .wav is a sound's."""
+    if isinstance(source, (ImagePart, AudioPart)):
+        return source
+    named = isinstance(source, (str, PathLike)) and is_sound_name(str(source))
+    return AudioPart(source) if named else ImagePart(source)
+
+
 class Conversation:
     """Several turns with one model; earlier turns are never computed again.
 
@@ -374,9 +384,8 @@ class Conversation:
         if isinstance(images, (list, tuple)):
             given = list(images)
         settings = _settings(max_new_tokens, sampling)
-        turn, _ = self.tokenizer.encode_message(
-            "user", [*map(ImagePart, given), question]
-        )
+        parts = [as_part(one) for one in given]
+        turn, given = self.tokenizer.encode_message("user", [*parts, question])
         header = self.tokenizer.encode_header("assistant")
         earlier = self._writing()
         end = [] if earlier is None else self._end()

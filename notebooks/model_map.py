@@ -49,6 +49,8 @@ BOXES = {
     "attention": (["grouped-query", "attention"], "03_attention", 2, 4.4),
     "text": (["text from", "nothing"], "16_text", 3, 4.4),
     "prepended": (["images as", "tokens"], "17_prepended", 4, 4.4),
+    "guard": (["refusing"], "19_guard", 4, 1.75),
+    "hearing": (["hearing"], "18_hearing", 0, 4.4),
     "alignment": (["two that", "never met"], "20_alignment", 3, 5.3),
 }
 ARROWS = [
@@ -68,6 +70,8 @@ ARROWS = [
     ("decoder", "inference"),
     ("decoder", "text"),
     ("decoder", "prepended"),
+    ("inference", "guard"),
+    ("hearing", "decoder"),
     ("text", "alignment"),
     ("prepended", "alignment"),
 ]

@@ -192,7 +192,15 @@ TABLES = {
         "finetuning_benchmark",
         "memory",
     ),
-    "Other roads": ("llama4", "experts", "vit", "prepended"),
+    "Other roads": (
+        "llama4",
+        "experts",
+        "vit",
+        "prepended",
+        "guard",
+        "sound",
+        "hearing",
+    ),
     "The model in the page": ("live",),
 }
 HEAD = """| Part | Compared with | Inputs | Largest difference | Limit | Test |

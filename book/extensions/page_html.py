@@ -23,7 +23,7 @@ FIGURE = re.compile(
     r'(<div class="mllama-figure" data-figure="(\w+)">.*?)(</div>)', re.S
 )
 STILLS = Path(__file__).resolve().parent.parent / "assets" / "stills"
-PLAIN = re.compile(r'<span class="[npw]">([^<]*)</span>')
+PLAIN = re.compile(r'<span class="(?:[npw]|nn)">([^<]*)</span>')
 
 
 def mend(body):

@@ -2,10 +2,12 @@
 
 Sphinx's own search finds pages, takes no numbers and cuts words down to stems. Here every section
 is kept with its words as they are, commas inside numbers left out (128,256 is 128256), and every
-term of the glossary by itself; search.js on the search page does the rest. The index is a script,
-as a page that is opened from a folder may load nothing else: gzip, base64.
+term of the glossary by itself; of code that is exported, its names and docstrings. search.js on
+the search page does the rest. The index is a script, as a page that is opened from a folder may
+load nothing else: gzip, base64.
 """
 
+import ast
 import base64
 import gzip
 import json
@@ -45,6 +47,28 @@ def definition(desc: addnodes.desc) -> str:
     return " ".join(parts)
 
 
+def is_exported(cell: nodes.container) -> bool:
+    """Whether a cell's code goes into the package, see exported.py."""
+    paragraphs = cell.findall(nodes.paragraph)
+    return any("exported-to" in p.get("classes", ()) for p in paragraphs)
+
+
+def outline(code: str) -> str:
+    """What exported code is called and what it says of itself, without its statements."""
+    parts: list[str] = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            parts.append(node.name)
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)):
+            parts.append(ast.get_docstring(node) or "")
+        elif isinstance(node, ast.arg):
+            parts.append(node.arg)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            parts += [one.id for one in targets if isinstance(one, ast.Name)]
+    return " ".join(parts)
+
+
 def own_text(section: nodes.Node) -> str:
     """All text of a section that belongs to no titled section below it."""
     parts = []
@@ -53,6 +77,8 @@ def own_text(section: nodes.Node) -> str:
             parts += [] if heading(child) else [own_text(child)]
         elif isinstance(child, addnodes.desc):
             parts.append(definition(child))
+        elif isinstance(child, nodes.container) and is_exported(child):
+            parts.append(outline(next(child.findall(nodes.literal_block)).astext()))
         elif isinstance(child, nodes.raw):
             parts.append(re.sub(r"<[^>]*>", " ", child.astext()))
         elif not isinstance(child, nodes.title):

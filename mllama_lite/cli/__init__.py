@@ -19,6 +19,7 @@ from mllama_lite.cli import (
     chat,
     download,
     finetune,
+    guard,
     info,
     instruct,
     measure,
@@ -39,6 +40,7 @@ COMMANDS = {
     "measure": measure,
     "finetune": finetune,
     "pretrain": pretrain,
+    "guard": guard,
     "align": align,
     "instruct": instruct,
 }

@@ -3,6 +3,7 @@
 import json
 import os
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,17 +17,20 @@ if TYPE_CHECKING:
     from mllama_lite.vlm import VLM
 
 
-SUMMARY = "ask about one image, several, or none"
-WORDS = "QUESTION [IMAGE ...]"
+SUMMARY = "ask about one image, several, or none, or about a sound"
+WORDS = "QUESTION [IMAGE ... | SOUND]"
 MOST_WORDS = None
 DESCRIPTION = """\
-Ask about one image, several, or none, and print the answer.
+Ask about one image, several, or none, and print the answer; or, a model that hears,
+about a WAV file.
 
 The words may come in any order. What names an existing file, or ends as a picture's
-name does, is an image; exactly one other word is the question, so put it in quotes.
+name does, is an image; what ends in .wav is a sound; exactly one other word is the
+question, so put it in quotes.
 
 --json prints one object and nothing else: "model" (null for the small one), "adapter",
-"question", "images" (a list of paths), "settings" and "answer".
+"question", "images" (a list of paths; of a model that hears "sounds"), "settings" and
+"answer".
 """
 # Of those that can hold any RGB picture, by the endings of their files.
 PICTURES = {
@@ -51,6 +55,12 @@ def add_options(parser: ArgumentParser) -> None:
         help="also save a picture of where each token of the (greedy) answer looked",
     )
     parser.add_argument(
+        "--encoder",
+        action=Text,
+        metavar="FOLDER",
+        help="Whisper's, for a model that hears; without it, encoder/ in the model's",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print a JSON object instead of the answer"
     )
 
@@ -61,25 +71,15 @@ def run(options: Namespace) -> None:
     if options.show:
         _check_show(options.show, names)
     settings = sampling(options)
+    if options.model is not None and is_hearing(options.model):
+        return ask_about_sound(options, question, names, settings)
+    check_hears(names, options)
     from mllama_lite.tiles import open_image
 
     images = [open_image(name) for name in names]
     vlm = load_with_adapter(options)
     pieces = vlm.stream(question, images=images, **settings)
-    if options.json:
-        document = {
-            "model": options.model,
-            "adapter": options.adapter,
-            "question": question,
-            "images": names,
-            "settings": settings,
-            "answer": "".join(pieces),
-        }
-        print(json.dumps(document))
-    else:
-        for piece in pieces:
-            say(piece)
-        say("\n")
+    write_answer(options, question, {"images": names}, settings, pieces)
     if options.show:
         from mllama_lite.attention_maps import draw_looks, look
 
@@ -88,6 +88,78 @@ def run(options: Namespace) -> None:
         drawn = draw_looks(looks, vlm.config.vision)
         with written_aside(options.show) as part:
             drawn.save(part, PICTURES[Path(options.show).suffix.lower()])
+
+
+def write_answer(
+    options: Namespace,
+    question: str,
+    given: dict,
+    settings: dict,
+    pieces: Iterator[str],
+) -> None:
+    """Print an answer as it is written, or all of it with --json."""
+    if options.json:
+        document = {
+            "model": options.model,
+            "adapter": options.adapter,
+            "question": question,
+            **given,
+            "settings": settings,
+            "answer": "".join(pieces),
+        }
+        print(json.dumps(document))
+        return
+    for piece in pieces:
+        say(piece)
+    say("\n")
+
+
+def is_hearing(model: str) -> bool:
+    """Whether a model is a folder with one that hears."""
+    path = Path(model) / "config.json"
+    if not exists(path):
+        return False
+    from mllama_lite.hearing import asking
+
+    return asking.is_hearing(model)
+
+
+def check_hears(names: list[str], options: Namespace) -> None:
+    """Refuse sounds, and what belongs to them, for a model that does not hear."""
+    sounds = [name for name in names if is_sound_name(name)]
+    if sounds:
+        raise InputError(
+            f"{sounds[0]} is a sound: expected pictures, since this model does not hear; "
+            "name one that does with --model (chapter 18)."
+        )
+    if options.encoder:
+        raise InputError(
+            f"--encoder {options.encoder} is for a model that hears: expected one; name "
+            "it with --model."
+        )
+
+
+def ask_about_sound(
+    options: Namespace, question: str, names: list[str], settings: dict
+) -> None:
+    """Ask a model that hears."""
+    pictures = [name for name in names if not is_sound_name(name)]
+    if pictures or len(names) > 1:
+        raise InputError(
+            f"{options.model} hears one sound and sees nothing: expected at most one name "
+            f"that ends in .wav, not {', '.join(names)}; leave out the others."
+        )
+    for name in ("adapter", "show"):
+        if getattr(options, name):
+            raise InputError(
+                f"--{name} is not for a model that hears: expected a model with images; "
+                "leave it out."
+            )
+    from mllama_lite.hearing.asking import load_hearing
+
+    hearing = load_hearing(options.model, options.encoder, options.device)
+    pieces = hearing.stream(question, names[0] if names else None, **settings)
+    write_answer(options, question, {"sounds": names}, settings, pieces)
 
 
 def question_and_images(words: list[str]) -> tuple[str, list[str]]:
@@ -122,11 +194,19 @@ def question_and_images(words: list[str]) -> tuple[str, list[str]]:
     )
 
 
+def is_sound_name(word: str) -> bool:
+    """Whether a word is meant as the path of a sound."""
+    from mllama_lite import tokenizer
+
+    return tokenizer.is_sound_name(word)
+
+
 def is_image(word: str) -> bool:
-    """Whether a word is meant as the path of a picture."""
+    """Whether a word is meant as the path of a picture, or of a sound."""
     from mllama_lite.tiles import is_picture_name
 
-    return os.path.exists(word) and not os.path.isdir(word) or is_picture_name(word)
+    named = is_picture_name(word) or is_sound_name(word)
+    return os.path.exists(word) and not os.path.isdir(word) or named
 
 
 def load_with_adapter(options: Namespace) -> "VLM":

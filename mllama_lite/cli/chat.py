@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from mllama_lite.cli.ask import is_image, load_with_adapter
+from mllama_lite.cli.ask import is_image, is_sound_name, load_with_adapter
 from mllama_lite.cli.options import Text, add_answering, choices, sampling
 from mllama_lite.cli.terminal import complain, note, say
 from mllama_lite.errors import InputError, readable, shown
@@ -161,6 +161,11 @@ class Talk:
         """Open a picture, for the next question."""
         from mllama_lite.tiles import open_image
 
+        if is_sound_name(path):
+            raise InputError(
+                f"{path} is a sound: expected a picture, since this model does not hear; "
+                "ask one that does, with mllama-lite ask (chapter 18)."
+            )
         if self.vlm.config.vision is None:
             raise InputError(
                 f"{path} cannot be shown to a text-only model: expected text; use a "

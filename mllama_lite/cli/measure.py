@@ -75,7 +75,7 @@ def run(options: Namespace) -> None:
     counts["unseen"] = exact_match(unseen, answers(vlm, unseen))
     document = {
         "split": options.split,
-        "weights_sha256": _weights(options.model),
+        "weights_sha256": weights_checksum(options.model),
         "dtype": str(vlm.model.dtype).removeprefix("torch."),
     }
     # A row a line: columns of [right, total].
@@ -89,7 +89,7 @@ def run(options: Namespace) -> None:
             part.write_text(text, encoding="utf-8")
 
 
-def _weights(model: str | None) -> str:
+def weights_checksum(model: str | None) -> str:
     """SHA-256 of the files that the weights are in."""
     import hashlib
 

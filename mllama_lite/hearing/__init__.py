@@ -1,0 +1,1 @@
+"""Hearing: sound to numbers, Whisper's encoder, and a language model that hears (chapter 18)."""
