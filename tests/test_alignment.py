@@ -311,10 +311,8 @@ def test_what_is_frozen_stays_and_what_is_read_gives_the_same(
         assert all(abs(found[name] - wanted[name]) < 1e-2 for name in wanted)
 
 
-def test_a_projector_alone_learns_to_name_colours(
-    features, tokenizer, records, tmp_path
-):
-    """On pictures that it has not seen, with a language model that is random and frozen."""
+def test_colours_of_new_pictures_are_named(features, tokenizer, records, tmp_path):
+    """By a language model that was random and learns with its projector."""
     speaker = new_speaker(features, tokenizer)
     first_values(speaker.model, 3)
     train = [r for r in records if is_in(r, "train")]

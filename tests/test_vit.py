@@ -77,7 +77,7 @@ def test_as_torchvision(proof):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs timm")
-def test_as_timm(proof):
+def test_as_timm():
     from timm.models.vision_transformer import VisionTransformer
 
     worst = 0.0
