@@ -7,12 +7,16 @@ import transformers
 
 import reference  # noqa: F401  which makes torchvision importable first
 
-transformers.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
+
+def quiet():
+    """No warnings about token ids, and no progress bars."""
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def sizes(seed):
     """(entries of a vision_config, entries of a text_config): everything varies."""
+    quiet()
     rng = random.Random(seed)
     heads, patch = rng.choice([2, 3, 4]), rng.choice([4, 7])
     vision = {
